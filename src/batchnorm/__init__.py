@@ -1,0 +1,10 @@
+"""Batch Normalization, the whole of it, for PyTorch."""
+
+from . import functional as functional
+from .errors import BatchNormError as BatchNormError
+from .layers import BatchNorm1d as BatchNorm1d
+from .layers import BatchNorm2d as BatchNorm2d
+from .layers import BatchNorm3d as BatchNorm3d
+from .moments import Moments as Moments
+
+__version__ = "0.1.0"
