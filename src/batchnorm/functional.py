@@ -77,9 +77,9 @@ def normalize_by_batch(
     activation: Activation | None = None,
     negative_slope: float = 0.01,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Normalise `x` by its own statistics and return them: (z, mean, unbiased var), all differentiable but the last two.
+    """Normalise `x` by its own statistics and return these too: (z, mean, unbiased var).
 
-    `mean` and `var` are (C,), at least float32. An empty batch has NaN for both, as in torch.
+    `mean` and `var` are (C,), float32 at least, and carry no gradient. An empty batch has NaN for both, as in torch.
 
     Raises:
         BatchNormError: one value per channel, whose variance says nothing.

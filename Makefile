@@ -1,0 +1,29 @@
+# Every target makes what it needs. PYTHON chooses the interpreter, VENV the environment.
+PYTHON ?= python3
+VENV ?= .venv
+SOURCES := pyproject.toml $(wildcard CMakeLists.txt csrc/*)
+
+.PHONY: mnist test lint bench clean
+
+mnist: $(VENV)/paper
+	$(VENV)/bin/batchnorm mnist
+
+test: $(VENV)/lint
+	$(VENV)/bin/pytest
+
+lint: $(VENV)/lint
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/pyright
+
+bench: $(VENV)/lint
+	$(VENV)/bin/python benchmarks/bench_mnist.py
+
+# A stamp per set of extras, made again when the build or the dependencies change.
+$(VENV)/%: $(SOURCES)
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --editable '.[$*]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build

@@ -1,0 +1,87 @@
+"""What a person sees in the terminal: a bar for each training while it runs, then a table and the paths."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from threading import Event
+
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from .figures import STYLES, figure1, heat_map
+from .mnist import MnistConfig, config_to_json, run_mnist
+from .report import steps_table, write_report
+from .run import Row, Run
+from .sweep import best_table, run_sweep, settings
+
+
+def show_mnist(config: MnistConfig, run: Run) -> None:
+    """Run Figure 1 into `run` under two progress bars; write its pictures and page; print what came of it."""
+    print(f"Run folder: {run.folder}")
+    with _progress() as progress:
+        bars = {arm: progress.add_task(style["label"], total=config.steps, note="") for arm, style in STYLES.items()}
+
+        def report(row: Row) -> None:
+            note = f"test accuracy {row['test_accuracy']:.2%}"
+            progress.update(bars[row["arm"]], completed=row["step"], note=note)
+
+        rows = run_mnist(config, run, report, Event())
+    if not rows:
+        _print_resume(run)
+        return
+    pictures = [*figure1(rows, run.folder), write_report(rows, config_to_json(config), run.folder)]
+    _print_table("Training steps to a test accuracy", steps_table(rows))
+    _print_paths([run.metrics, *pictures])
+    if {arm for arm in STYLES for row in rows if row["arm"] == arm and row["step"] == config.steps} != set(STYLES):
+        _print_resume(run)
+
+
+def show_sweep(config: MnistConfig, run: Run) -> None:
+    """Run the sweep into `run` under a progress bar; draw its heat map; print each arm's best setting."""
+    print(f"Run folder: {run.folder}")
+    total = len(settings(config))
+    with _progress() as progress:
+        bar = progress.add_task("sweep", total=total, completed=len(run.rows()), note="")
+
+        def report(row: Row) -> None:
+            note = f"{STYLES[row['arm']]['label']}, lr {row['lr']:g}, std {row['std']:g}: {row['test_accuracy']:.2%}"
+            progress.update(bar, advance=1, note=note)
+
+        rows = run_sweep(config, run, report, Event())
+    if rows:
+        pictures = heat_map(rows, run.folder)
+        _print_table(f"Best settings after {config.steps:,} steps", best_table(rows))
+        _print_paths([run.metrics, *pictures])
+    if len(rows) < total:
+        _print_resume(run)
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description:>11}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+
+
+def _print_table(title: str, lines: list[list[str]]) -> None:
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
+    for column, name in enumerate(lines[0]):
+        table.add_column(name, justify="right" if column else "left")
+    for line in lines[1:]:
+        table.add_row(*line)
+    Console().print(table)
+
+
+def _print_paths(paths: Sequence[Path]) -> None:
+    for path in paths:  # by print, since rich would break long paths
+        print(path)
+
+
+def _print_resume(run: Run) -> None:
+    print(f"Stopped early. Go on with: batchnorm mnist --resume {run.folder}")

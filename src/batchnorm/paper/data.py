@@ -1,0 +1,125 @@
+"""MNIST as the paper uses it, binary, from the package or from IDX files, and the order in which training sees it."""
+
+from __future__ import annotations
+
+import gzip
+import math
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import BatchNormError
+
+PACKED = Path(__file__).with_name("mnist.npz")
+THRESHOLD = 127  # a pixel is 1 above it; the paper says "binary image" and no more
+PIXELS = 28 * 28
+IDX_NAMES = {
+    "train_images": "train-images-idx3-ubyte",
+    "train_labels": "train-labels-idx1-ubyte",
+    "test_images": "t10k-images-idx3-ubyte",
+    "test_labels": "t10k-labels-idx1-ubyte",
+}
+
+
+@dataclass(frozen=True)
+class Mnist:
+    """Images (N, 784), uint8, 0 or 1; labels (N,), int64, 0 to 9."""
+
+    train_images: Tensor
+    train_labels: Tensor
+    test_images: Tensor
+    test_labels: Tensor
+
+
+def load_mnist(folder: Path | None = None) -> Mnist:
+    """Binary MNIST: the copy in the package, or the four IDX files of `folder`, each gzipped (.gz) or not.
+
+    Raises:
+        BatchNormError: a file is missing, truncated, foreign, or does not fit its partner.
+    """
+    if folder is None:
+        with np.load(PACKED, allow_pickle=False) as packed:
+            arrays = {name: packed[name] for name in IDX_NAMES}
+        for name in ("train_images", "test_images"):
+            arrays[name] = np.unpackbits(arrays[name], axis=1, count=PIXELS)
+    else:
+        arrays = {name: _read_idx(_find_idx(folder, file)) for name, file in IDX_NAMES.items()}
+        for split in ("train", "test"):
+            images = f"{split}_images"
+            _check_split(folder, split, arrays[images], arrays[f"{split}_labels"])
+            arrays[images] = (arrays[images] > THRESHOLD).astype(np.uint8).reshape(-1, PIXELS)
+    return Mnist(
+        **{
+            name: torch.from_numpy(array.astype(np.int64) if name.endswith("labels") else array)
+            for name, array in arrays.items()
+        }
+    )
+
+
+class Batches:
+    """Which examples make up mini-batch `step`: a function of seed and step alone, so that a run can resume anywhere.
+
+    Every epoch is a new permutation of all examples; what is left over at its end (fewer than a batch) is dropped.
+    """
+
+    def __init__(self, examples: int, batch_size: int, seed: int) -> None:
+        if not 2 <= batch_size <= examples:
+            raise BatchNormError(
+                f"batch size {batch_size} does not fit {examples} training examples; "
+                "batch normalization needs at least 2 a batch"
+            )
+        self.examples, self.batch_size, self.seed = examples, batch_size, seed
+        self._epoch = -1
+        self._order = torch.empty(0, dtype=torch.long)
+
+    def indices(self, step: int) -> Tensor:
+        """The example numbers of batch `step` (from 0): (batch_size,), int64."""
+        epoch, batch = divmod(step, self.examples // self.batch_size)
+        if epoch != self._epoch:
+            self._epoch = epoch
+            self._order = torch.from_numpy(np.random.default_rng([self.seed, epoch]).permutation(self.examples))
+        return self._order[batch * self.batch_size : (batch + 1) * self.batch_size]
+
+
+def _find_idx(folder: Path, name: str) -> Path:
+    for path in (folder / name, folder / f"{name}.gz"):
+        if path.is_file():
+            return path
+    raise BatchNormError(
+        f"{folder} has neither {name} nor {name}.gz; --data wants a folder with the four IDX files of MNIST: "
+        + ", ".join(IDX_NAMES.values())
+    )
+
+
+def _read_idx(path: Path) -> np.ndarray:
+    """The array of one IDX file: two zero bytes, a type (8 is uint8), the number of axes, big-endian sizes, values."""
+    try:
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise BatchNormError(f"{path} is damaged or not gzip: {error}. Copy or download it again.") from error
+    axes = content[3] if len(content) >= 4 and content[:3] == b"\0\0\x08" else 0
+    header = 4 + 4 * axes
+    if axes == 0 or len(content) < header:
+        raise BatchNormError(f"{path} is not an IDX file of bytes: it starts with {content[:4].hex(' ') or 'nothing'}")
+    shape = tuple(int(size) for size in np.frombuffer(content, ">u4", axes, offset=4))
+    wanted = math.prod(shape)
+    if len(content) - header != wanted:
+        raise BatchNormError(
+            f"{path} announces {shape}, {wanted} values, and holds {len(content) - header}: "
+            "truncated or damaged. Copy or download it again."
+        )
+    return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
+
+
+def _check_split(folder: Path, split: str, images: np.ndarray, labels: np.ndarray) -> None:
+    if images.ndim != 3 or images.shape[1:] != (28, 28) or labels.shape != (len(images),) or not len(images):
+        raise BatchNormError(
+            f"{folder}: the {split} images have shape {images.shape} and the labels {labels.shape}; "
+            "wanted (N, 28, 28) and (N,) with the same N"
+        )
+    if labels.max() > 9:
+        raise BatchNormError(f"{folder}: a {split} label is {labels.max()}; wanted 0 to 9")

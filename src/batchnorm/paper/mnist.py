@@ -1,0 +1,156 @@
+"""Sec. 4.1: the MNIST network, trained with and without BN on the same batches from the same weights."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..errors import BatchNormError
+from ..layers import BatchNorm1d
+from .data import PIXELS, Batches, Mnist, load_mnist
+from .evaluate import measure
+from .run import Row, Run
+from .train import Training, train
+
+ARMS = ("plain", "bn")
+HIDDEN, LAYERS, CLASSES = 100, 3, 10
+UNIT = 0  # the "typical" sigmoid of Fig. 1 (b, c), named before any result was seen
+Report = Callable[[Row], None]
+
+
+@dataclass(frozen=True)
+class MnistConfig:
+    """What decides the numbers of one MNIST run, for both arms alike."""
+
+    steps: int = 50_000
+    """Mini-batches that each network is trained on."""
+    batch_size: int = 60
+    """Images a mini-batch."""
+    lr: float = 0.1
+    """Learning rate of plain SGD."""
+    std: float = 0.1
+    """Standard deviation of the Gaussian that the initial weights are drawn from."""
+    seed: int = 1
+    """Of the initial weights and of the order of the batches."""
+    eval_every: int = 100
+    """Steps between two measurements on the 10,000 test images."""
+    threads: int = min(2, os.cpu_count() or 1)
+    """CPU threads: with two, each network trains in one of its own; the network is too small to gain from more."""
+    data: Path | None = None
+    """Folder with your own four IDX files, gzipped or not; binary MNIST is in the package."""
+
+    def check(self) -> None:
+        """Raise BatchNormError for the first setting that can't be run."""
+        for name, smallest in (("steps", 1), ("eval_every", 1), ("threads", 1), ("seed", 0), ("batch_size", 2)):
+            if getattr(self, name) < smallest:
+                raise BatchNormError(f"{name.replace('_', '-')} must be at least {smallest}; got {getattr(self, name)}")
+        for name in ("lr", "std"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise BatchNormError(f"{name} must be a positive number; got {getattr(self, name)}")
+
+
+def network(arm: str, std: float, seed: int) -> nn.Sequential:
+    """784-100-100-100-10 with sigmoids; in arm "bn", z = g(BN(Wu)) in place of z = g(Wu + b) (Sec. 3.2).
+
+    Both arms draw the same weights for the same seed; biases start at 0, gamma at 1, beta at 0.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    layers: list[nn.Module] = []
+    inputs = PIXELS
+    for _ in range(LAYERS):
+        layers.append(nn.Linear(inputs, HIDDEN, bias=arm == "plain"))
+        if arm == "bn":
+            layers.append(BatchNorm1d(HIDDEN))
+        layers.append(nn.Sigmoid())
+        inputs = HIDDEN
+    layers.append(nn.Linear(inputs, CLASSES))
+    for layer in layers:
+        if isinstance(layer, nn.Linear):
+            nn.init.normal_(layer.weight, std=std, generator=generator)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+    return nn.Sequential(*layers)
+
+
+def training(config: MnistConfig, arm: str, data: Mnist) -> Training:
+    """The training of one arm. Images stay one byte a pixel until their batch comes up: 4 times less to gather."""
+    model = network(arm, config.std, config.seed)
+    batches = Batches(len(data.train_images), config.batch_size, config.seed)
+    test_images = data.test_images.float()
+
+    def loss(step: int) -> torch.Tensor:
+        index = batches.indices(step)
+        images = data.train_images.index_select(0, index).float()
+        return F.cross_entropy(model(images), data.train_labels.index_select(0, index))
+
+    def measured() -> Row:
+        return measure(model, test_images, data.test_labels, UNIT)
+
+    return Training(model, loss, measured, config.lr, config.steps, config.eval_every)
+
+
+def run_mnist(config: MnistConfig, run: Run, report: Report, stop: Event) -> list[Row]:
+    """Train both arms into `run`, from its checkpoints if it has any; returns all rows, ordered by step.
+
+    Arguments:
+        report: called with every row as it is measured, from the thread of its arm.
+        stop: set it (Ctrl-C) and both arms end at the next step, with a checkpoint to resume from.
+    """
+    data = load_mnist(config.data)
+    run.replace_rows(_rows_to_keep(run))
+
+    def train_arm(arm: str) -> None:
+        def record(row: Row) -> None:
+            row = {"step": row["step"], "arm": arm, **row}
+            run.append(row)
+            report(row)
+
+        try:
+            train(training(config, arm, data), record, stop, run.checkpoint(arm))
+        except BaseException:
+            stop.set()  # one arm alone is no comparison
+            raise
+
+    in_parallel(train_arm, ARMS, config.threads, stop)
+    rows = sorted(run.rows(), key=lambda row: (row["step"], ARMS.index(row["arm"])))
+    run.replace_rows(rows)
+    return rows
+
+
+def in_parallel(task: Callable[[Any], None], jobs: Sequence[Any], threads: int, stop: Event) -> None:
+    """`task` of every job, at most `threads` at once; Ctrl-C sets `stop` and waits until the tasks have seen it.
+
+    Python threads are enough: torch lets go of the interpreter lock while it computes.
+    """
+    torch.set_num_threads(max(1, threads // len(jobs)))
+    with ThreadPoolExecutor(min(threads, len(jobs))) as pool:
+        futures = [pool.submit(task, job) for job in jobs]
+        try:
+            wait(futures, return_when=FIRST_EXCEPTION)
+        except KeyboardInterrupt:
+            stop.set()
+    for future in futures:
+        future.result()
+
+
+def _rows_to_keep(run: Run) -> list[Row]:
+    """The rows up to each arm's checkpoint; those after it will be measured again."""
+    reached = {arm: (run.checkpoint(arm).load() or {"step": -1})["step"] for arm in ARMS}
+    return [row for row in run.rows() if row["step"] <= reached[row["arm"]]]
+
+
+def config_to_json(config: MnistConfig) -> dict:
+    return asdict(config) | {"data": str(config.data) if config.data else None}
+
+
+def config_from_json(saved: dict) -> MnistConfig:
+    return replace(MnistConfig(**saved), data=Path(saved["data"]) if saved["data"] else None)

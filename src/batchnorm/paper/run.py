@@ -1,0 +1,168 @@
+"""A run folder on disk: settings, records, checkpoints. Nothing in it is ever overwritten by another run."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from .. import __version__
+from ..errors import BatchNormError
+
+Row = dict[str, Any]
+
+
+class Run:
+    """One experiment's folder: `config.json`, `metrics.jsonl` (a row a measurement) and a checkpoint a training."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._append = threading.Lock()
+
+    @classmethod
+    def create(cls, folder: Path | None, experiment: str, config: dict[str, Any]) -> Run:
+        """A new run in `folder`, or in the first free of runs/EXPERIMENT-1, -2, … if None.
+
+        Raises:
+            BatchNormError: `folder` exists and is not an empty folder, or cannot be made.
+        """
+        try:
+            if folder is None:
+                folder = _first_free(Path("runs"), experiment)
+            elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+                raise BatchNormError(
+                    f"{folder} exists; a run never overwrites. Name a new folder, or --resume {folder}"
+                )
+            folder.mkdir(parents=True, exist_ok=True)
+            run = cls(folder)
+            write_atomically(
+                folder / "config.json", _json({"experiment": experiment, **config, "made_with": versions()})
+            )
+        except OSError as error:
+            raise BatchNormError(f"cannot make the run folder {folder}: {error}") from error
+        return run
+
+    @classmethod
+    def open(cls, folder: Path) -> tuple[Run, str, dict[str, Any]]:
+        """A run made before, the name of its experiment, and its settings.
+
+        Raises:
+            BatchNormError: `folder` is not a run.
+        """
+        try:
+            config = json.loads((folder / "config.json").read_text())
+            experiment = config.pop("experiment")
+            config.pop("made_with")
+        except (OSError, ValueError, KeyError) as error:
+            raise BatchNormError(
+                f"{folder} is not the folder of a run: {error!r}. Name one with a config.json."
+            ) from error
+        return cls(folder), experiment, config
+
+    @property
+    def metrics(self) -> Path:
+        return self.folder / "metrics.jsonl"
+
+    def append(self, row: Row) -> None:
+        """Write one row of the records, whole, so that a kill loses at most the last one."""
+        with self._append, self.metrics.open("a") as file:
+            file.write(_line(row))
+
+    def rows(self) -> list[Row]:
+        """All rows of the records; a last line that a kill cut short is left out."""
+        if not self.metrics.exists():
+            return []
+        lines = self.metrics.read_text().split("\n")
+        return [json.loads(line) for line in lines[:-1]]
+
+    def replace_rows(self, rows: Iterable[Row]) -> None:
+        """Write the records anew, all at once."""
+        write_atomically(self.metrics, "".join(_line(row) for row in rows))
+
+    def checkpoint(self, name: str) -> Checkpoint:
+        """Where the training `name` of this run keeps its state."""
+        return Checkpoint(self.folder / f"checkpoint-{name}.pt")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The newest state of one training, in one file that is always whole."""
+
+    path: Path
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Keep `state`; a kill meanwhile leaves the one before."""
+        partial = self.path.with_suffix(".partial")
+        torch.save(state, partial)
+        partial.replace(self.path)
+
+    def load(self) -> dict[str, Any] | None:
+        """The state, or None before the first. Never runs code from the file.
+
+        Raises:
+            BatchNormError: the file is damaged.
+        """
+        if not self.path.exists():
+            return None
+        try:
+            return torch.load(self.path, weights_only=True)
+        except Exception as error:  # torch names no type for a damaged file
+            raise BatchNormError(f"{self.path} is damaged; remove it to train from the start: {error}") from error
+
+
+def versions() -> dict[str, Any]:
+    """What a record needs to be judged later: software and hardware."""
+    return {
+        "batchnorm": __version__,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+    }
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write `text` so that a reader, or a kill, meets the old file or the new one, never half of either."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text)
+    partial.replace(path)
+
+
+def _first_free(parent: Path, experiment: str) -> Path:
+    number = 1
+    while True:
+        folder = parent / f"{experiment}-{number}"
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            number += 1
+        else:
+            return folder
+
+
+def _line(row: Row) -> str:
+    # JSON has no NaN or infinity; a diverged loss is null.
+    clean = {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()
+    }
+    return json.dumps(clean, allow_nan=False) + "\n"
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=2, default=str) + "\n"
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    names = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+    return names[0].split(":", 1)[1].strip() if names else platform.processor() or platform.machine()
