@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, get_args
+from typing import Literal, TypeVar, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
 
 from .errors import BatchNormError
 
 Activation = Literal["relu", "leaky_relu", "sigmoid"]
+MaybeTensor = TypeVar("MaybeTensor", Tensor, Tensor | None)
 
 
 def batch_norm(
@@ -89,7 +91,7 @@ def normalize_by_batch(
     # torch blends its running statistics in place: from zero with momentum 1 they become the batch's own.
     dtype = _statistics_dtype(x)
     mean, var = x.new_zeros(channels, dtype=dtype), x.new_zeros(channels, dtype=dtype)
-    weight, bias = _parameters_for(x, weight, bias)
+    weight, bias = _widened(x, weight), _widened(x, bias)
     y = F.batch_norm(x, mean, var, weight, bias, training=True, momentum=1.0, eps=eps)
     return _activate(y, activation, negative_slope), mean, var
 
@@ -105,7 +107,7 @@ def normalize(
     negative_slope: float = 0.01,
 ) -> Tensor:
     """Normalise `x` by statistics that are constants: the inference half of Alg. 2, line 11."""
-    weight, bias = _parameters_for(x, weight, bias)
+    mean, var, weight, bias = _widened(x, mean), _widened(x, var), _widened(x, weight), _widened(x, bias)
     y = F.batch_norm(x, mean, var, weight, bias, training=False, eps=eps)
     return _activate(y, activation, negative_slope)
 
@@ -155,8 +157,7 @@ def _readable(x: Tensor) -> bool:
         type(x) is Tensor
         and x.device.type == "cpu"
         and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()
-        and not torch._C._functorch.is_functorch_wrapped_tensor(x)
+        and not is_functorch_wrapped_tensor(x)
     )
 
 
@@ -169,11 +170,9 @@ def _statistics_dtype(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
-def _parameters_for(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-    # torch takes a half-precision x with float32 statistics only if gamma and beta are float32 too.
-    if _statistics_dtype(x) == x.dtype:
-        return weight, bias
-    return weight if weight is None else weight.float(), bias if bias is None else bias.float()
+def _widened(x: Tensor, channels: MaybeTensor) -> MaybeTensor:
+    # Beside a half-precision x torch takes all of mean, var, gamma and beta in float32, or none of them.
+    return channels if channels is None or _statistics_dtype(x) == x.dtype else channels.float()
 
 
 def _activate(y: Tensor, activation: Activation | None, negative_slope: float) -> Tensor:

@@ -88,13 +88,15 @@ class _FusedBatchNorm(_BatchNorm):
         return z
 
     def _update_running(self, mean: Tensor, var: Tensor) -> None:
-        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
+        running_mean, running_var, count = self.running_mean, self.running_var, self.num_batches_tracked
+        if running_mean is None or running_var is None:
             return
         momentum = self.momentum
         if momentum is None:
-            momentum = (self.num_batches_tracked + 1).to(self.running_mean.dtype).reciprocal()
-        finite = functional.update_running(self.running_mean, self.running_var, mean, var, momentum)
-        self.num_batches_tracked.add_(finite)
+            momentum = 0.0 if count is None else (count + 1).to(running_mean.dtype).reciprocal()
+        finite = functional.update_running(running_mean, running_var, mean, var, momentum)
+        if count is not None:
+            count.add_(finite)
         if finite is False and not self._warned:
             self._warned = True
             warnings.warn(
@@ -113,7 +115,7 @@ class _FusedBatchNorm(_BatchNorm):
         return text
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        before = {name: getattr(self, name) for name in _STATISTICS}
+        before = {name: buffer for name in _STATISTICS if (buffer := getattr(self, name)) is not None}
         super()._apply(fn, recurse)
         self._widen_statistics(before)
         return self
@@ -122,12 +124,12 @@ class _FusedBatchNorm(_BatchNorm):
         super()._load_from_state_dict(*args, **kwargs)
         self._widen_statistics()  # assign=True puts the checkpoint's own, perhaps narrow, tensors here
 
-    def _widen_statistics(self, before: dict[str, Tensor | None] | None = None) -> None:
+    def _widen_statistics(self, before: dict[str, Tensor] | None = None) -> None:
         """Bring statistics narrower than float32 back to it, from their values `before` they were narrowed if known."""
         for name in _STATISTICS:
             narrow = getattr(self, name)
             if narrow is not None and narrow.dtype in (torch.float16, torch.bfloat16):
-                source = before[name] if before and before[name] is not None else narrow
+                source = before.get(name, narrow) if before else narrow
                 setattr(self, name, source.to(narrow.device, torch.float32))
 
 

@@ -51,7 +51,8 @@ def train(training: Training, record: Callable[[Row], None], stop: Event, checkp
         loss = training.loss(step)
         gradients = torch.autograd.grad(loss, parameters)
         with torch.no_grad():
-            torch._foreach_add_(parameters, gradients, alpha=-training.lr)
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.add_(gradient, alpha=-training.lr)
         step += 1
         if step % training.measure_every == 0 or step == training.steps:
             record({"step": step, "loss": loss.item(), **_measure(training)})
