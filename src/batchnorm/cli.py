@@ -39,16 +39,16 @@ def mnist(
             a heat map of their test accuracy: 180 trainings, so give fewer --steps (10000 takes some twenty minutes).
     """
     if resume is None:
-        experiment = "sweep" if sweep else "mnist"
-        config.check()
+        experiment, data = "sweep" if sweep else "mnist", config.load()
         run = Run.create(out, experiment, config_to_json(config))
     else:
         if out is not None or sweep or config != MnistConfig():
             raise BatchNormError(f"--resume {resume} goes on under that run's own settings; give no others beside it")
         run, experiment, saved = Run.open(resume)
         config = config_from_json(saved)
+        data = config.load()
     show = {"mnist": show_mnist, "sweep": show_sweep}[experiment]
-    show(config, run)
+    show(config, data, run)
 
 
 def main() -> None:

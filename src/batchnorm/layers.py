@@ -129,7 +129,7 @@ class _FusedBatchNorm(_BatchNorm):
         for name in _STATISTICS:
             narrow = getattr(self, name)
             if narrow is not None and narrow.dtype in (torch.float16, torch.bfloat16):
-                source = before.get(name, narrow) if before else narrow
+                source = before[name] if before else narrow
                 setattr(self, name, source.to(narrow.device, torch.float32))
 
 

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from .data import Mnist
 from .figures import STYLES, figure1, heat_map
 from .mnist import MnistConfig, config_to_json, run_mnist
 from .report import steps_table, write_report
@@ -18,7 +19,7 @@ from .run import Row, Run
 from .sweep import best_table, run_sweep, settings
 
 
-def show_mnist(config: MnistConfig, run: Run) -> None:
+def show_mnist(config: MnistConfig, data: Mnist, run: Run) -> None:
     """Run Figure 1 into `run` under two progress bars; write its pictures and page; print what came of it."""
     print(f"Run folder: {run.folder}")
     with _progress() as progress:
@@ -28,7 +29,7 @@ def show_mnist(config: MnistConfig, run: Run) -> None:
             note = f"test accuracy {row['test_accuracy']:.2%}"
             progress.update(bars[row["arm"]], completed=row["step"], note=note)
 
-        rows = run_mnist(config, run, report, Event())
+        rows = run_mnist(config, data, run, report, Event())
     if not rows:
         _print_resume(run)
         return
@@ -39,7 +40,7 @@ def show_mnist(config: MnistConfig, run: Run) -> None:
         _print_resume(run)
 
 
-def show_sweep(config: MnistConfig, run: Run) -> None:
+def show_sweep(config: MnistConfig, data: Mnist, run: Run) -> None:
     """Run the sweep into `run` under a progress bar; draw its heat map; print each arm's best setting."""
     print(f"Run folder: {run.folder}")
     total = len(settings(config))
@@ -50,7 +51,7 @@ def show_sweep(config: MnistConfig, run: Run) -> None:
             note = f"{STYLES[row['arm']]['label']}, lr {row['lr']:g}, std {row['std']:g}: {row['test_accuracy']:.2%}"
             progress.update(bar, advance=1, note=note)
 
-        rows = run_sweep(config, run, report, Event())
+        rows = run_sweep(config, data, run, report, Event())
     if rows:
         pictures = heat_map(rows, run.folder)
         _print_table(f"Best settings after {config.steps:,} steps", best_table(rows))

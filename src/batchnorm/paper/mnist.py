@@ -48,14 +48,21 @@ class MnistConfig:
     data: Path | None = None
     """Folder with your own four IDX files, gzipped or not; binary MNIST is in the package."""
 
-    def check(self) -> None:
-        """Raise BatchNormError for the first setting that can't be run."""
-        for name, smallest in (("steps", 1), ("eval_every", 1), ("threads", 1), ("seed", 0), ("batch_size", 2)):
+    def load(self) -> Mnist:
+        """The data that the settings name, before anything is written.
+
+        Raises:
+            BatchNormError: the first setting that can't be run, or data that can't be read.
+        """
+        for name, smallest in (("steps", 1), ("eval_every", 1), ("threads", 1), ("seed", 0)):
             if getattr(self, name) < smallest:
                 raise BatchNormError(f"{name.replace('_', '-')} must be at least {smallest}; got {getattr(self, name)}")
         for name in ("lr", "std"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise BatchNormError(f"{name} must be a positive number; got {getattr(self, name)}")
+        data = load_mnist(self.data)
+        Batches(len(data.train_images), self.batch_size, self.seed)
+        return data
 
 
 def network(arm: str, std: float, seed: int) -> nn.Sequential:
@@ -98,14 +105,13 @@ def training(config: MnistConfig, arm: str, data: Mnist) -> Training:
     return Training(model, loss, measured, config.lr, config.steps, config.eval_every)
 
 
-def run_mnist(config: MnistConfig, run: Run, report: Report, stop: Event) -> list[Row]:
+def run_mnist(config: MnistConfig, data: Mnist, run: Run, report: Report, stop: Event) -> list[Row]:
     """Train both arms into `run`, from its checkpoints if it has any; returns all rows, ordered by step.
 
     Arguments:
         report: called with every row as it is measured, from the thread of its arm.
         stop: set it (Ctrl-C) and both arms end at the next step, with a checkpoint to resume from.
     """
-    data = load_mnist(config.data)
     run.replace_rows(_rows_to_keep(run))
 
     def train_arm(arm: str) -> None:

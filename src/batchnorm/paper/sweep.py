@@ -8,7 +8,7 @@ from itertools import product
 from statistics import mean
 from threading import Event
 
-from .data import load_mnist
+from .data import Mnist
 from .mnist import ARMS, MnistConfig, in_parallel, training
 from .run import Row, Run
 from .train import train
@@ -27,7 +27,7 @@ def settings(base: MnistConfig) -> list[Setting]:
     return list(product(LRS, STDS, range(base.seed, base.seed + SEEDS), ARMS))
 
 
-def run_sweep(base: MnistConfig, run: Run, report: Callable[[Row], None], stop: Event) -> list[Row]:
+def run_sweep(base: MnistConfig, data: Mnist, run: Run, report: Callable[[Row], None], stop: Event) -> list[Row]:
     """Train both arms at every (lr, std) with `SEEDS` seeds from `base.seed` on; returns a row a training.
 
     Each row has lr, std, seed, arm and the test accuracy after `base.steps`. A resumed sweep trains what is missing.
@@ -36,7 +36,6 @@ def run_sweep(base: MnistConfig, run: Run, report: Callable[[Row], None], stop: 
         report: called with every row as its training ends, from that training's thread.
         stop: set it (Ctrl-C) and the sweep ends at once; trainings under way leave no row.
     """
-    data = load_mnist(base.data)
     rows = run.rows()
     run.replace_rows(rows)  # without a line that a kill cut short
     done = set(map(_key, rows))

@@ -1,0 +1,282 @@
+"""Sec. 4.1: the network, its training, and a run that can be stopped, killed and resumed."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from threading import Event
+
+import pytest
+import torch
+from torch import nn
+
+import batchnorm as bn
+from batchnorm.paper import sweep
+from batchnorm.paper.data import Batches, load_mnist
+from batchnorm.paper.evaluate import measure, steps_to
+from batchnorm.paper.mnist import ARMS, MnistConfig, config_from_json, config_to_json, network, run_mnist, training
+from batchnorm.paper.run import Run
+from batchnorm.paper.train import train
+
+
+def ignore(row):
+    """No progress display."""
+
+
+SHORT = MnistConfig(steps=60, eval_every=20, threads=1)
+
+
+DATA = load_mnist()
+
+
+def run_short(folder, config=SHORT, report=ignore, stop=None):
+    run = Run.create(folder, "mnist", config_to_json(config))
+    return run, run_mnist(config, DATA, run, report, stop or Event())
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run never stopped, and its rows."""
+    return run_short(tmp_path_factory.mktemp("finished"))
+
+
+def test_the_network_is_the_papers():
+    plain = network("plain", 0.1, 1)
+    assert [type(layer) for layer in plain] == [nn.Linear, nn.Sigmoid] * 3 + [nn.Linear]
+    assert [layer.out_features for layer in plain if isinstance(layer, nn.Linear)] == [100, 100, 100, 10]
+    normalised = network("bn", 0.1, 1)
+    assert [type(layer) for layer in normalised] == [nn.Linear, bn.BatchNorm1d, nn.Sigmoid] * 3 + [nn.Linear]
+    # BN's beta takes the role of the bias before it; the last layer has no BN and keeps its own.
+    assert [layer.bias is not None for layer in normalised if isinstance(layer, nn.Linear)] == [False] * 3 + [True]
+
+
+def test_both_arms_start_from_the_same_small_gaussian_weights():
+    weights = [[p for p in network(arm, 0.03, 7).parameters() if p.dim() == 2] for arm in ARMS]
+    for plain, normalised in zip(*weights, strict=True):
+        assert plain.equal(normalised)
+    assert weights[0][0].std().item() == pytest.approx(0.03, rel=0.01)  # of 78,400 draws
+    assert not weights[0][0].equal(next(network("plain", 0.03, 8).parameters()))
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_training_is_that_of_a_plain_pytorch_loop(arm):
+    config = replace(SHORT, steps=25, eval_every=25)
+    ours = training(config, arm, DATA)
+    model = nn.Sequential(
+        *(nn.BatchNorm1d(100) if isinstance(layer, bn.BatchNorm1d) else layer for layer in network(arm, 0.1, 1))
+    )
+    optimizer, batches = torch.optim.SGD(model.parameters(), lr=0.1), Batches(60_000, 60, seed=1)
+    for step in range(25):
+        index = batches.indices(step)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(DATA.train_images[index].float()), DATA.train_labels[index]).backward()
+        optimizer.step()
+    train(ours, ignore, Event())
+    # The same arithmetic: only the running statistics are blended in float32 where torch blends in double.
+    torch.testing.assert_close(ours.model.state_dict(), model.state_dict(), rtol=1e-5, atol=1e-6)
+
+
+def test_measure_uses_population_statistics_and_the_last_sigmoids_input():
+    model = network("bn", 0.1, 1)
+    for layer in model:
+        if isinstance(layer, bn.BatchNorm1d):
+            layer(torch.randn(50, 100) * 3 + 1)
+    model.eval()
+    images, labels = DATA.test_images[:500].float(), DATA.test_labels[:500]
+    entering = []
+    handle = [layer for layer in model if isinstance(layer, nn.Sigmoid)][-1].register_forward_pre_hook(
+        lambda _, args: entering.append(args[0][:, 4])
+    )
+    with torch.no_grad():
+        accuracy = (model(images).argmax(1) == labels).float().mean().item()
+        handle.remove()
+        row = measure(model, images, labels, unit=4)
+        alone = measure(model, images[:1], labels[:1], unit=4)
+    assert row["test_accuracy"] == pytest.approx(accuracy)
+    values = sorted(entering[0].tolist())
+    for name, fraction in (("p15", 0.15), ("p50", 0.5), ("p85", 0.85)):
+        position = fraction * 499
+        below, above = values[math.floor(position)], values[math.ceil(position)]
+        assert below - 1e-5 <= row[name] <= above + 1e-5
+    # One image alone gets what it gets among 500: nothing depends on the test batch.
+    assert alone["p50"] == pytest.approx(entering[0][0].item(), rel=1e-5)
+
+
+def test_records_have_every_measurement_of_both_arms_in_order(finished):
+    run, rows = finished
+    assert [(row["step"], row["arm"]) for row in rows] == [(s, arm) for s in (0, 20, 40, 60) for arm in ARMS]
+    assert set(rows[-1]) == {"step", "arm", "loss", "test_accuracy", "p15", "p50", "p85"}
+    assert rows[0]["loss"] is None
+    assert 0 < rows[-1]["loss"] < 3
+    assert run.rows() == rows
+
+
+def test_bn_learns_faster_from_the_first_steps(finished):
+    _, rows = finished
+    assert rows[-1]["test_accuracy"] > rows[-2]["test_accuracy"] + 0.2
+
+
+def test_two_threads_change_no_bit(finished, tmp_path):
+    _, rows = run_short(tmp_path / "threads", replace(SHORT, threads=2))
+    assert rows == finished[1]
+
+
+def test_a_stopped_run_resumes_to_the_same_bits(finished, tmp_path):
+    stop = Event()
+    run, rows = run_short(
+        tmp_path / "run",
+        report=lambda row: stop.set() if (row["step"], row["arm"]) == (40, "plain") else None,
+        stop=stop,
+    )
+    assert {row["step"] for row in rows if row["arm"] == "plain"} == {0, 20, 40}
+    resumed, experiment, saved = Run.open(run.folder)
+    assert experiment == "mnist"
+    assert config_from_json(saved) == SHORT
+    assert run_mnist(SHORT, DATA, resumed, ignore, Event()) == finished[1]
+    assert run.metrics.read_bytes() == finished[0].metrics.read_bytes()
+
+
+def test_rows_after_the_checkpoint_and_a_torn_line_are_measured_again(finished, tmp_path):
+    run, _ = run_short(tmp_path / "run", replace(SHORT, steps=20))
+    with run.metrics.open("a") as file:
+        file.write(
+            '{"step": 40, "arm": "bn", "loss": 9.0, "test_accuracy": 0.0, "p15": 0, "p50": 0, "p85": 0}\n{"step"'
+        )
+    assert run_mnist(SHORT, DATA, run, ignore, Event()) == finished[1]
+
+
+def command(*arguments):
+    return [sys.executable, "-m", "batchnorm", "mnist", "--threads", "1", *map(str, arguments)]
+
+
+def start_and_wait_for_rows(folder, rows, *arguments):
+    process = subprocess.Popen(
+        command("--out", folder, *arguments), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    metrics, deadline = folder / "metrics.jsonl", time.monotonic() + 60
+    while not (metrics.exists() and metrics.read_text().count("\n") >= rows):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return process
+
+
+def test_kill_9_then_resume_gives_the_same_bits(tmp_path):
+    settings = ("--steps", 1500, "--eval-every", 250)
+    process = start_and_wait_for_rows(tmp_path / "killed", 9, *settings)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    killed = (tmp_path / "killed" / "metrics.jsonl").read_text()
+    assert '"step": 1500, "arm": "bn"' not in killed
+    for arguments in (("--resume", tmp_path / "killed"), ("--out", tmp_path / "whole", *settings, "--threads", 1)):
+        resumed = [
+            word for word in command(*arguments) if not (arguments[0] == "--resume" and word in ("--threads", "1"))
+        ]
+        subprocess.run(resumed, check=True, capture_output=True)
+    assert (tmp_path / "killed/metrics.jsonl").read_bytes() == (tmp_path / "whole/metrics.jsonl").read_bytes()
+
+
+def test_ctrl_c_leaves_a_plotted_partial_run_and_says_how_to_go_on(tmp_path):
+    process = start_and_wait_for_rows(tmp_path / "run", 4, "--steps", 100_000, "--eval-every", 50)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert f"Go on with: batchnorm mnist --resume {tmp_path / 'run'}" in output
+    assert "Traceback" not in output
+    for name in ("figure1.png", "figure1.svg", "report.html", "config.json"):
+        assert (tmp_path / "run" / name).stat().st_size > 0
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert {row["arm"] for row in rows} == set(ARMS)
+
+
+def test_a_run_never_overwrites_another(finished):
+    before = finished[0].metrics.read_bytes()
+    with pytest.raises(bn.BatchNormError, match=r"exists; a run never overwrites.*--resume"):
+        Run.create(finished[0].folder, "mnist", {})
+    assert finished[0].metrics.read_bytes() == before
+
+
+def test_default_folders_are_numbered(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folders = [str(Run.create(None, "mnist", {}).folder) for _ in range(3)]
+    assert folders == ["runs/mnist-1", "runs/mnist-2", "runs/mnist-3"]
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path):
+    run, _ = run_short(tmp_path / "run", replace(SHORT, steps=20))
+    path = run.folder / "checkpoint-bn.pt"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(bn.BatchNormError, match=r"checkpoint-bn\.pt is damaged; remove it"):
+        run_mnist(SHORT, DATA, run, ignore, Event())
+
+
+class Code:
+    def __reduce__(self):
+        return os.mkdir, ("run-by-pickle",)
+
+
+def test_a_checkpoint_runs_no_code(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = Run.create(tmp_path / "run", "mnist", {})
+    torch.save({"step": 1, "model": Code()}, run.folder / "checkpoint-bn.pt")
+    with pytest.raises(bn.BatchNormError, match="damaged"):
+        run.checkpoint("bn").load()
+    assert not (tmp_path / "run-by-pickle").exists()
+
+
+@pytest.mark.filterwarnings("ignore:.*not finite:RuntimeWarning")
+def test_divergence_is_recorded_not_a_crash(tmp_path):
+    run, rows = run_short(tmp_path / "run", replace(SHORT, lr=1e30))
+    assert rows[-1]["loss"] is None or math.isfinite(rows[-1]["loss"])
+    assert "NaN" not in run.metrics.read_text()
+    assert "Infinity" not in run.metrics.read_text()
+    assert any(row["p50"] is None for row in run.rows())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"steps": 0}, "steps must be at least 1; got 0"),
+        ({"eval_every": 0}, "eval-every must be at least 1; got 0"),
+        ({"threads": 0}, "threads must be at least 1; got 0"),
+        ({"lr": 0.0}, "lr must be a positive number; got 0.0"),
+        ({"lr": float("nan")}, "lr must be a positive number; got nan"),
+        ({"std": -1.0}, "std must be a positive number; got -1.0"),
+        ({"batch_size": 1}, "batch size 1 does not fit 60000"),
+    ],
+)
+def test_settings_that_cannot_run_are_refused(change, message):
+    with pytest.raises(bn.BatchNormError, match=message):
+        replace(SHORT, **change).load()
+
+
+def test_steps_to_is_the_first_step_reached():
+    rows = [
+        {"step": step, "arm": arm, "test_accuracy": accuracy}
+        for step, arm, accuracy in [(0, "bn", 0.1), (0, "plain", 0.95), (10, "bn", 0.9), (20, "bn", 0.85)]
+    ]
+    assert steps_to(rows, "bn", 0.9) == 10
+    assert steps_to(rows, "bn", 0.91) is None
+
+
+def test_sweep_covers_the_grid_and_resumes(tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep, "LRS", (0.1, 1.0))
+    monkeypatch.setattr(sweep, "STDS", (0.1,))
+    monkeypatch.setattr(sweep, "SEEDS", 2)
+    base = replace(SHORT, steps=5)
+    run = Run.create(tmp_path / "sweep", "sweep", config_to_json(base))
+    rows = sweep.run_sweep(base, DATA, run, ignore, Event())
+    assert [(r["lr"], r["seed"], r["arm"]) for r in rows] == [
+        (lr, seed, arm) for lr in (0.1, 1.0) for seed in (1, 2) for arm in ("bn", "plain")
+    ]
+    assert {row["step"] for row in rows} == {5}
+    run.replace_rows(rows[:3])
+    trained = []
+    assert sweep.run_sweep(base, DATA, run, trained.append, Event()) == rows
+    assert len(trained) == 5
+    wanted = sum(row["test_accuracy"] for row in rows if row["lr"] == 0.1 and row["arm"] == "bn") / 2
+    assert sweep.grid_means(rows, "bn")[0.1, 0.1] == pytest.approx(wanted)
