@@ -14,7 +14,7 @@ test: $(VENV)/lint
 lint: $(VENV)/lint
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
-	$(VENV)/bin/pyright
+	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
 
 bench: $(VENV)/lint
 	$(VENV)/bin/python benchmarks/bench_mnist.py
