@@ -52,17 +52,17 @@ def _figure(rows: list[Row]) -> go.Figure:
     for column, arm in ((2, "plain"), (3, "bn")):
         for p in PERCENTILES:
             steps, values = series(rows, arm, f"p{p}")
+            band = {"fill": "tonexty", "fillcolor": STYLES[arm]["color"] + "26"} if p != PERCENTILES[0] else {}
             line = {"color": STYLES[arm]["color"], "width": 2 if p == 50 else 1}
-            fill = "tonexty" if p != PERCENTILES[0] else None
             figure.add_scatter(
-                x=steps, y=values, name=f"{p}th percentile", line=line, fill=fill, showlegend=False, row=1, col=column
+                x=steps, y=values, name=f"{p}th percentile", line=line, showlegend=False, row=1, col=column, **band
             )
     figure.update_yaxes(range=[accuracy_floor(rows), 1], row=1, col=1)
     figure.update_yaxes(matches="y2", row=1, col=3)
     figure.update_xaxes(title_text="training steps")
     figure.update_traces(mode="lines", hovertemplate="%{y:.4f}")
     figure.update_layout(
-        hovermode="x unified", template="plotly_white", height=460, margin={"t": 40}, legend={"x": 0.14, "y": 0.08}
+        hovermode="x unified", template="plotly_white", height=460, margin={"t": 80}, legend={"x": 0.14, "y": 0.08}
     )
     return figure
 
