@@ -214,6 +214,20 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
         run_mnist(SHORT, DATA, run, ignore, Event())
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux's /dev/full, a disk that is always full")
+def test_a_full_disk_is_a_clear_error(tmp_path):
+    run = Run.create(tmp_path / "run", "mnist", config_to_json(SHORT))
+    run.metrics.symlink_to("/dev/full")
+    with pytest.raises(bn.BatchNormError, match=r"cannot write .*metrics\.jsonl: .*No space left"):
+        run.append({"step": 0})
+    checkpoint = run.checkpoint("bn")
+    checkpoint.save({"step": 1})
+    checkpoint.path.with_suffix(".partial").symlink_to("/dev/full")
+    with pytest.raises(bn.BatchNormError, match=r"cannot write .*checkpoint-bn\.pt"):
+        checkpoint.save({"step": 2})
+    assert checkpoint.load() == {"step": 1}
+
+
 class Code:
     def __reduce__(self):
         return os.mkdir, ("run-by-pickle",)

@@ -73,9 +73,16 @@ class Run:
         return self.folder / "metrics.jsonl"
 
     def append(self, row: Row) -> None:
-        """Write one row of the records, whole, so that a kill loses at most the last one."""
-        with self._append, self.metrics.open("a") as file:
-            file.write(_line(row))
+        """Write one row of the records, whole, so that a kill loses at most the last one.
+
+        Raises:
+            BatchNormError: the disk is full or the folder read-only.
+        """
+        try:
+            with self._append, self.metrics.open("a") as file:
+                file.write(_line(row))
+        except OSError as error:
+            raise BatchNormError(f"cannot write {self.metrics}: {error}") from error
 
     def rows(self) -> list[Row]:
         """All rows of the records; a last line that a kill cut short is left out."""
@@ -100,10 +107,17 @@ class Checkpoint:
     path: Path
 
     def save(self, state: dict[str, Any]) -> None:
-        """Keep `state`; a kill meanwhile leaves the one before."""
+        """Keep `state`; a kill meanwhile leaves the one before.
+
+        Raises:
+            BatchNormError: the disk is full or the folder read-only; the one before is still there.
+        """
         partial = self.path.with_suffix(".partial")
-        torch.save(state, partial)
-        partial.replace(self.path)
+        try:
+            torch.save(state, partial)
+            partial.replace(self.path)
+        except (OSError, RuntimeError) as error:  # torch's writer raises the latter
+            raise BatchNormError(f"cannot write {self.path}: {error}") from error
 
     def load(self) -> dict[str, Any] | None:
         """The state, or None before the first. Never runs code from the file.
