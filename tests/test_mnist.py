@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 from threading import Event
 
 import pytest
@@ -214,7 +215,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
         run_mnist(SHORT, DATA, run, ignore, Event())
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux's /dev/full, a disk that is always full")
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full, a disk that is always full")
 def test_a_full_disk_is_a_clear_error(tmp_path):
     run = Run.create(tmp_path / "run", "mnist", config_to_json(SHORT))
     run.metrics.symlink_to("/dev/full")
