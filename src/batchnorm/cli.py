@@ -36,7 +36,7 @@ def mnist(
         resume: Go on with this run, killed or stopped, under its own settings; its records become the same, to the
             bit, as if it had never stopped.
         sweep: Train both networks at a grid of learning rates and initial standard deviations, 3 seeds each, and draw
-            a heat map of their test accuracy: 180 trainings, so give fewer --steps (10000 takes some twenty minutes).
+            a heat map of their test accuracy: 210 trainings, so give fewer --steps (10000 takes some half an hour).
     """
     if resume is None:
         experiment, data = "sweep" if sweep else "mnist", config.load()

@@ -9,13 +9,14 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from .evaluate import PERCENTILES
+from .mnist import LABELS
 from .run import Row
 from .sweep import grid_means
 
 # Okabe and Ito's colours, told apart by colour-blind readers too; line styles say the same again.
 STYLES = {
-    "plain": {"label": "without BN", "color": "#D55E00", "dash": "--"},
-    "bn": {"label": "with BN", "color": "#0072B2", "dash": "-"},
+    "plain": {"label": LABELS["plain"], "color": "#D55E00", "dash": "--"},
+    "bn": {"label": LABELS["bn"], "color": "#0072B2", "dash": "-"},
 }
 
 
@@ -56,7 +57,7 @@ def series(rows: list[Row], arm: str, column: str) -> tuple[list[int], list[floa
 
 def heat_map(rows: list[Row], folder: Path) -> list[Path]:
     """Test accuracy over learning rate and initial standard deviation, an arm a panel, the best setting framed."""
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    figure = Figure(figsize=(12, 4.2), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     steps = {row["step"] for row in rows}
     image = None

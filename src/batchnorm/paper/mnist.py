@@ -21,7 +21,8 @@ from .evaluate import measure
 from .run import Row, Run
 from .train import Training, train
 
-ARMS = ("plain", "bn")
+LABELS = {"plain": "without BN", "bn": "with BN"}
+ARMS = tuple(LABELS)
 HIDDEN, LAYERS, CLASSES = 100, 3, 10
 UNIT = 0  # the "typical" sigmoid of Fig. 1 (b, c), named before any result was seen
 Report = Callable[[Row], None]

@@ -9,11 +9,11 @@ from statistics import mean
 from threading import Event
 
 from .data import Mnist
-from .mnist import ARMS, MnistConfig, in_parallel, training
+from .mnist import ARMS, LABELS, MnistConfig, in_parallel, training
 from .run import Row, Run
 from .train import train
 
-LRS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+LRS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 STDS = (0.01, 0.03, 0.1, 0.3, 1.0)
 SEEDS = 3
 STEPS = 10_000
@@ -78,7 +78,9 @@ def best_table(rows: list[Row]) -> list[list[str]]:
         if means:
             lr, std = max(means, key=lambda setting: means[setting])
             found = [row["test_accuracy"] for row in rows if _key(row)[:2] == (lr, std) and row["arm"] == arm]
-            table.append([arm, f"{lr:g}", f"{std:g}", *(f"{x:.2%}" for x in (mean(found), min(found), max(found)))])
+            table.append(
+                [LABELS[arm], f"{lr:g}", f"{std:g}", *(f"{x:.2%}" for x in (mean(found), min(found), max(found)))]
+            )
     return table
 
 
