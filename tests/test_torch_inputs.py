@@ -83,6 +83,8 @@ def test_modules(info, dtype, training):
 
 @pytest.mark.parametrize("info", MODULES, ids=lambda info: info.name)
 def test_module_errors(info):
+    if info.module_error_inputs_func is None:
+        pytest.skip(f"torch {torch.__version__} publishes no error inputs for {info.name}")
     cases = info.module_error_inputs_func(info, "cpu", torch.float32, requires_grad=False, training=True)
     assert cases
     for case in cases:

@@ -51,8 +51,9 @@ def batch_norm(
         z, of the shape, dtype and memory format of `x`.
 
     Raises:
-        BatchNormError: an unknown activation, running statistics missing, or one value per channel in training.
-        ValueError, RuntimeError: torch's own, for an eps or a shape that does not fit.
+        BatchNormError: an unknown activation, running statistics missing, or, in training, one value per channel or
+            an eps that is not positive.
+        ValueError, RuntimeError: torch's own, for a shape that does not fit.
     """
     check_activation(activation)
     if (running_mean is None) != (running_var is None):
@@ -84,9 +85,9 @@ def normalize_by_batch(
     `mean` and `var` are (C,), float32 at least, and carry no gradient. An empty batch has NaN for both, as in torch.
 
     Raises:
-        BatchNormError: one value per channel, whose variance says nothing.
+        BatchNormError: one value per channel, whose variance says nothing; an eps that is not positive.
     """
-    _check_batch(x)
+    _check_batch(x, eps)
     channels = x.shape[1] if x.dim() > 1 else 0
     # torch blends its running statistics in place: from zero with momentum 1 they become the batch's own.
     dtype = _statistics_dtype(x)
@@ -142,7 +143,9 @@ def check_activation(activation: str | None) -> None:
         raise BatchNormError(f"activation must be None or one of {known}; got {activation!r}")
 
 
-def _check_batch(x: Tensor) -> None:
+def _check_batch(x: Tensor, eps: float) -> None:
+    if eps <= 0.0:  # torch's own check is newer than the oldest torch that we run on
+        raise BatchNormError(f"batch_norm eps must be positive during training, but got {eps}; the default is 1e-5")
     if x.dim() > 1 and x.shape[0] * x.shape[2:].numel() == 1:
         raise BatchNormError(
             f"Expected more than 1 value per channel when training, got input size {tuple(x.shape)}: a batch of one "
