@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Literal, TypeVar, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch._C._functorch import is_functorch_wrapped_tensor
+from torch.autograd import forward_ad
+from torch.nn import Parameter
 
+from . import kernels
 from .errors import BatchNormError
 
 Activation = Literal["relu", "leaky_relu", "sigmoid"]
@@ -88,13 +91,19 @@ def normalize_by_batch(
         BatchNormError: one value per channel, whose variance says nothing; an eps that is not positive.
     """
     _check_batch(x, eps)
-    channels = x.shape[1] if x.dim() > 1 else 0
-    # torch blends its running statistics in place: from zero with momentum 1 they become the batch's own.
-    dtype = _statistics_dtype(x)
-    mean, var = x.new_zeros(channels, dtype=dtype), x.new_zeros(channels, dtype=dtype)
     weight, bias = _widened(x, weight), _widened(x, bias)
-    y = F.batch_norm(x, mean, var, weight, bias, training=True, momentum=1.0, eps=eps)
-    return _activate(y, activation, negative_slope), mean, var
+    fused = activation if activation in kernels.ACTIVATIONS else None
+    if _kernel_takes(x, weight, bias):
+        if _needs_grad(x, weight, bias):
+            z, mean, var = _NormalizeByBatch.apply(x, weight, bias, eps, fused, negative_slope)
+        else:
+            z, mean, var, _ = kernels.forward(x, weight, bias, eps, fused, negative_slope)
+    elif _kernel_operator_takes(x, weight, bias):
+        z, mean, var, _ = _normalize_by_batch(x, weight, bias, eps, fused, negative_slope)
+    else:
+        z, mean, var = _normalize_by_batch_in_torch(x, weight, bias, eps)
+        fused = None
+    return (z if fused == activation else _activate(z, activation, negative_slope)), mean, var
 
 
 def normalize(
@@ -109,6 +118,11 @@ def normalize(
 ) -> Tensor:
     """Normalise `x` by statistics that are constants: the inference half of Alg. 2, line 11."""
     mean, var, weight, bias = _widened(x, mean), _widened(x, var), _widened(x, weight), _widened(x, bias)
+    # Compilers fuse this one with its neighbours, and exporters know it: the kernel is for eager mode.
+    if _kernel_takes(x, weight, bias, mean, var) and not _needs_grad(x, weight, bias):
+        fused = activation if activation in kernels.ACTIVATIONS else None
+        z = kernels.inference(x, mean, var, weight, bias, eps, fused, negative_slope)
+        return z if fused == activation else _activate(z, activation, negative_slope)
     y = F.batch_norm(x, mean, var, weight, bias, training=False, eps=eps)
     return _activate(y, activation, negative_slope)
 
@@ -123,8 +137,11 @@ def update_running(
         Whether the batch was finite and counted: a bool in eager mode on the CPU, elsewhere a boolean scalar tensor,
         decided on the device so that nothing waits for it.
     """
+    statistics = (running_mean, running_var, mean, var)
+    if _kernel_takes_statistics(*statistics):
+        return kernels.update_running(*statistics, float(momentum))
     pairs = ((running_mean, mean.to(running_mean.dtype)), (running_var, var.to(running_var.dtype)))
-    if _readable(mean) and _readable(running_mean):
+    if _is_eager(*statistics) and mean.device.type == running_mean.device.type == "cpu":
         finite = _all_finite(mean, var)
         if finite:
             for running, batch in pairs:
@@ -154,14 +171,148 @@ def _check_batch(x: Tensor, eps: float) -> None:
         )
 
 
-def _readable(x: Tensor) -> bool:
-    """Whether Python may read values of `x` for nothing: eager, on the CPU, outside every tracer and transform."""
+def _kernel_takes(x: Tensor, *channelwise: Tensor | None) -> bool:
+    """The one rule of who computes: the compiled kernel, or else torch's operations.
+
+    The kernel: in eager mode on the CPU, float32 or bfloat16, (N, C, S) or (N, S, C) without gaps, and each
+    per-channel tensor float32 and contiguous. Every other device, dtype, stride and tensor type is torch's.
+    """
     return (
-        type(x) is Tensor
-        and x.device.type == "cpu"
-        and not torch.compiler.is_compiling()
-        and not is_functorch_wrapped_tensor(x)
+        kernels.kernels_available()
+        and _is_eager(x, *channelwise)
+        and _kernel_fits(x, *channelwise)
+        and x.numel() > 0
+        and kernels.is_channels_last(x) is not None
     )
+
+
+def _kernel_operator_takes(x: Tensor, *channelwise: Tensor | None) -> bool:
+    """Whether a tracer records the kernel as an operator; strides are looked at when it runs, as sizes may be symbols."""
+    traced = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
+    return traced and kernels.kernels_available() and _kernel_fits(x, *channelwise)
+
+
+def _kernel_fits(x: Tensor, *channelwise: Tensor | None) -> bool:
+    if x.device.type != "cpu" or x.dtype not in kernels.DTYPES or x.layout != torch.strided or x.dim() < 2:
+        return False
+    return all(
+        p is None
+        or (p.dtype == torch.float32 and p.device.type == "cpu" and p.shape == x.shape[1:2] and p.is_contiguous())
+        for p in channelwise
+    )
+
+
+def _is_eager(*tensors: Tensor | None) -> bool:
+    """Whether these are ordinary tensors, read by no tracer, transform or mode."""
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or torch.jit.is_tracing():
+        return False
+    if torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0:
+        return False
+    return all(t is None or type(t) in (Tensor, Parameter) for t in tensors)
+
+
+def _kernel_takes_statistics(*statistics: Tensor) -> bool:
+    return kernels.kernels_available() and _is_eager(*statistics) and _kernel_fits(statistics[0][None], *statistics)
+
+
+def _needs_grad(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+class _NormalizeByBatch(torch.autograd.Function):
+    """The kernel in eager mode: a fifth of the overhead of the operator below."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, eps, activation, slope):
+        z, mean, var, saved = kernels.forward(x, weight, bias, eps, activation, slope)
+        ctx.save_for_backward(x, weight, bias, saved)
+        ctx.fused = (eps, activation, slope)
+        ctx.mark_non_differentiable(mean, var)
+        ctx.set_materialize_grads(False)
+        return z, mean, var
+
+    @staticmethod
+    def backward(ctx, dz, *_):
+        return *_gradients(ctx, dz, kernels.backward), None, None, None
+
+
+def _gradients(ctx, dz: Tensor | None, backward: Callable) -> tuple[Tensor | None, ...]:
+    """Gradients of x, weight and bias: by `backward`, or by torch where they must be differentiable themselves."""
+    wanted = ctx.needs_input_grad[:3]
+    if dz is None:
+        return None, None, None
+    x, weight, bias, saved = ctx.saved_tensors
+    eps, activation, slope = ctx.fused
+    if not torch.is_grad_enabled():
+        gradients = backward(dz, x, weight, bias, saved, activation, slope, wanted[0])
+        return tuple(g if want else None for g, want in zip(gradients, wanted, strict=True))
+    with torch.enable_grad():
+        z = _activate(_normalize_by_batch_in_torch(x, weight, bias, eps)[0], activation, slope)
+    inputs = [t for t, want in zip((x, weight, bias), wanted, strict=True) if want]
+    found = iter(torch.autograd.grad(z, inputs, dz, create_graph=True))
+    return tuple(next(found) if want else None for want in wanted)
+
+
+@torch.library.custom_op("batchnorm::normalize_by_batch", mutates_args=(), device_types="cpu")
+def _normalize_by_batch(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, activation: str | None, slope: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """z, mean, unbiased var, and what the backward wants: the kernel as `torch.compile` and `torch.export` see it."""
+    if kernels.is_channels_last(x) is not None:
+        return kernels.forward(x, weight, bias, eps, activation, slope)
+    z, *statistics = kernels.forward(x.contiguous(), weight, bias, eps, activation, slope)
+    return torch.empty_like(x).copy_(z), *statistics
+
+
+@torch.library.custom_op("batchnorm::normalize_by_batch_backward", mutates_args=(), device_types="cpu")
+def _normalize_by_batch_backward(
+    dz: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    saved: Tensor,
+    activation: str | None,
+    slope: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x, weight and bias."""
+    if kernels.is_channels_last(x) is not None:
+        return kernels.backward(dz, x, weight, bias, saved, activation, slope)
+    dx, *rest = kernels.backward(dz, x.contiguous(), weight, bias, saved, activation, slope)
+    return torch.empty_like(x).copy_(dx), *rest
+
+
+@_normalize_by_batch.register_fake
+def _(x, weight, bias, eps, activation, slope):
+    mean, var = (x.new_empty(x.shape[1], dtype=torch.float32) for _ in range(2))
+    return torch.empty_like(x), mean, var, x.new_empty((2, x.shape[1]), dtype=torch.float64)
+
+
+@_normalize_by_batch_backward.register_fake
+def _(dz, x, weight, bias, saved, activation, slope):
+    dweight, dbias = (x.new_empty(x.shape[1], dtype=torch.float32) for _ in range(2))
+    return torch.empty_like(x), dweight, dbias
+
+
+def _set_up_context(ctx, inputs, output):
+    x, weight, bias, *ctx.fused = inputs
+    ctx.save_for_backward(x, weight, bias, output[3])
+
+
+def _operator_gradients(ctx, dz, *_):
+    return *_gradients(ctx, dz, lambda *args: _normalize_by_batch_backward(*args[:-1])), None, None, None
+
+
+_normalize_by_batch.register_autograd(_operator_gradients, setup_context=_set_up_context)
+
+
+def _normalize_by_batch_in_torch(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    channels = x.shape[1] if x.dim() > 1 else 0
+    # torch blends its running statistics in place: from zero with momentum 1 they become the batch's own.
+    dtype = _statistics_dtype(x)
+    mean, var = x.new_zeros(channels, dtype=dtype), x.new_zeros(channels, dtype=dtype)
+    return F.batch_norm(x, mean, var, weight, bias, training=True, momentum=1.0, eps=eps), mean, var
 
 
 def _all_finite(mean: Tensor, var: Tensor) -> bool:

@@ -1,0 +1,531 @@
+#include "batch_norm.hpp"
+
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+
+#include "simd.hpp"
+#include "threads.hpp"
+
+namespace {
+
+using namespace batchnorm;
+
+constexpr int64_t kSerial = 32768;        // values below which waking the pool costs more than it saves
+constexpr int64_t kGroupBytes = 1 << 19;  // of the inputs of a group of maps: half of a common second-level cache
+constexpr int64_t kMaxGroup = 64;         // maps
+constexpr int64_t kChunkValues = 1 << 16;  // of a chunk of rows
+constexpr int64_t kMaxChunks = 64;
+constexpr int kRows = 8;  // walked together, so that a column's sums stay in registers for as long
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+int64_t values(const Problem& p) { return p.n * p.c * p.s; }
+int threads(const Problem& p) { return values(p) < kSerial ? 1 : p.threads; }
+
+template <class T>
+bool outgrows_cache(const Problem& p) {
+    return values(p) * int64_t{sizeof(T)} > last_level_cache();
+}
+
+// ---- The math of one value: y = (x - mean) * a + b, z = g(y) ----
+
+struct Affine {
+    float mean, a, b;
+};
+
+// What float32 loses of the mean goes into b; at mean 1e4 and std 1e-2 it is a twentieth of a standard deviation.
+Affine affine(const Problem& p, int64_t c, double mean, double rstd) {
+    const double a = (p.gamma ? p.gamma[c] : 1.0) * rstd;
+    const float near = static_cast<float>(mean);
+    const double rest = std::isfinite(mean) ? mean - near : 0.0;
+    return {near, static_cast<float>(a), static_cast<float>((p.beta ? p.beta[c] : 0.0) - rest * a)};
+}
+
+template <Activation A, int N>
+inline Vec<float, N> activate(Vec<float, N> y, float slope) {
+    const Vec<float, N> zero{};
+    if constexpr (A == Activation::relu) return y < zero ? zero : y;
+    if constexpr (A == Activation::leaky_relu) return y < zero ? y * slope : y;
+    return y;
+}
+
+// g * dz, with g' at y. The mask is recomputed from y, by the expression of the forward.
+template <Activation A, int N>
+inline Vec<float, N> gate(Vec<float, N> dz, Vec<float, N> y, float slope) {
+    const Vec<float, N> zero{};
+    if constexpr (A == Activation::relu) return y <= zero ? zero : dz;
+    if constexpr (A == Activation::leaky_relu) return y > zero ? dz : dz * slope;
+    return dz;
+}
+
+template <int N>
+struct Coefficients {
+    Vec<float, N> mean, a, b;
+};
+
+template <Activation A, int N, class T>
+inline Vec<float, N> normalized(const T* x, const Coefficients<N>& k, float slope) {
+    return activate<A, N>(madd<N>(load<N>(x) - k.mean, k.a, k.b), slope);
+}
+
+// Two sums belong to each channel: of u and of u * v.
+template <int N>
+struct Term {
+    Vec<double, N> u, v;
+};
+
+// Forward: deviations from a value of the channel itself, `shift`. Its distance from the mean is at most sqrt(m)
+// standard deviations, so in double the variance loses nothing that float32 could hold.
+template <int N, class T>
+inline Term<N> deviation(const T* x, Vec<double, N> shift) {
+    const Vec<double, N> d = widen<N>(load<N>(x)) - shift;
+    return {d, d};
+}
+
+// Backward: dy, and dy * (x - mean).
+template <Activation A, int N, class T>
+inline Term<N> gradient(const T* x, const T* dz, const Coefficients<N>& k, float slope) {
+    const Vec<float, N> d = load<N>(x) - k.mean;
+    return {widen<N>(gate<A, N>(load<N>(dz), madd<N>(d, k.a, k.b), slope)), widen<N>(d)};
+}
+
+// dx = a * (dy - mean(dy) - x_hat * mean(dy * x_hat)) = a * dy + c1 * (x - mean) + c0.
+template <Activation A, int N, class T>
+inline Vec<float, N> input_gradient(const T* x, const T* dz, const Coefficients<N>& k, Vec<float, N> c1,
+                                    Vec<float, N> c0, float slope) {
+    const Vec<float, N> d = load<N>(x) - k.mean;
+    const Vec<float, N> dy = gate<A, N>(load<N>(dz), madd<N>(d, k.a, k.b), slope);
+    return madd<N>(k.a, dy, madd<N>(c1, d, c0));
+}
+
+template <class T>
+double first_value(const Problem& p, const T* x) {
+    const float value = values(p) ? load<1>(x)[0] : 0.0f;
+    return std::isfinite(value) ? value : 0.0;  // an infinite shift would turn an infinite mean into NaN
+}
+
+// The channel's statistics from its two sums, written to their places.
+Affine finish(const Forward& f, int64_t c, double shift, double first, double second) {
+    const double count = static_cast<double>(f.n * f.s);
+    const double mean = shift + first / count;
+    double m2 = second - first * first / count;
+    if (m2 < 0) m2 = 0;
+    const double rstd = 1.0 / std::sqrt(m2 / count + f.eps);
+    f.mean[c] = static_cast<float>(mean);
+    f.var[c] = static_cast<float>(m2 / (count - 1));
+    f.saved_mean[c] = mean;
+    f.saved_rstd[c] = rstd;
+    return affine(f, c, mean, rstd);
+}
+
+struct Slopes {
+    float c1, c0;
+};
+
+// dgamma and dbeta from the two sums, written to their places, and the coefficients of dx.
+Slopes finish(const Backward& b, int64_t c, const Affine& k, double first, double second) {
+    const double count = static_cast<double>(b.n * b.s);
+    const double rest = std::isfinite(b.mean[c]) ? b.mean[c] - k.mean : 0.0;
+    const double dgamma = b.rstd[c] * (second - rest * first);
+    if (b.dgamma) b.dgamma[c] = static_cast<float>(dgamma);
+    if (b.dbeta) b.dbeta[c] = static_cast<float>(first);
+    const double a = (b.gamma ? b.gamma[c] : 1.0) * b.rstd[c];
+    const double c1 = -a * b.rstd[c] * dgamma / count;
+    return {static_cast<float>(c1), static_cast<float>(-a * first / count - c1 * rest)};
+}
+
+// ---- (N, C, S): a map's S values side by side. One group of maps at a time, all of its passes while it is in cache ----
+
+struct Sums {
+    Vec<double, kDoubles> first{}, second{};
+
+    void add(const Term<kDoubles>& t) {
+        first += t.u;
+        second = madd<kDoubles>(t.u, t.v, second);
+    }
+    static double total(const Vec<double, kDoubles>& v) {
+        double sum = 0;
+        for (int i = 0; i < kDoubles; ++i) sum += v[i];
+        return sum;
+    }
+};
+
+template <class TermAt>
+inline void sum_run(int64_t n, Sums& sums, const TermAt& term) {
+    constexpr int N = kDoubles, chains = 4;  // enough to hide the latency of an addition
+    Sums chain[chains];
+    int64_t i = 0;
+    for (; i + chains * N <= n; i += chains * N)
+        for (int k = 0; k < chains; ++k) chain[k].add(term(Width<N>{}, i + k * N));
+    for (; i + N <= n; i += N) chain[0].add(term(Width<N>{}, i));
+    double first = 0, second = 0;
+    for (; i < n; ++i) {
+        const Term<1> t = term(Width<1>{}, i);
+        first += t.u[0];
+        second += t.u[0] * t.v[0];
+    }
+    sums.first += (chain[0].first + chain[1].first) + (chain[2].first + chain[3].first) + Vec<double, N>{first};
+    sums.second += (chain[0].second + chain[1].second) + (chain[2].second + chain[3].second) + Vec<double, N>{second};
+}
+
+template <bool PastCache, class T, class ValueAt>
+inline void map_run(T* out, int64_t n, const ValueAt& value) {
+    constexpr int N = kFloats;
+    int64_t i = 0;
+    if constexpr (PastCache)
+        for (; i < n && reinterpret_cast<uintptr_t>(out + i) % (N * sizeof(T)); ++i)
+            store<false, 1>(out + i, value(Width<1>{}, i));
+    for (; i + N <= n; i += N) store<PastCache, N>(out + i, value(Width<N>{}, i));
+    for (; i < n; ++i) store<false, 1>(out + i, value(Width<1>{}, i));
+}
+
+template <int N>
+inline Coefficients<N> spread(const Affine& k) {
+    return {splat<N>(k.mean), splat<N>(k.a), splat<N>(k.b)};
+}
+
+// body(c0, c1) for groups of neighbouring maps, as many as fit the cache.
+template <class Body>
+void each_group(const Problem& p, int64_t bytes, const Body& body) {
+    const int count = threads(p);
+    const int64_t map_bytes = p.n * p.s * bytes;
+    const int64_t fit = map_bytes * kMaxGroup < kGroupBytes ? kMaxGroup : kGroupBytes / map_bytes;
+    int64_t groups = ceil_div(ceil_div(p.c, fit < 1 ? 1 : fit), count) * count;  // as much for each thread
+    groups = groups < p.c ? groups : p.c;
+    int64_t next = 0;
+    parallel(count, [&](int, int) {
+        for (int64_t g; (g = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED)) < groups;)
+            body(g * p.c / groups, (g + 1) * p.c / groups);
+        end_of_stream();
+    });
+}
+
+template <class T, Activation A, bool PastCache>
+void forward_maps(const Forward& f) {
+    const T* x = static_cast<const T*>(f.x);
+    T* z = static_cast<T*>(f.z);
+    each_group(f, sizeof(T), [&](int64_t c0, int64_t c1) {
+        Sums sums[kMaxGroup];
+        for (int64_t n = 0; n < f.n; ++n)
+            for (int64_t c = c0; c < c1; ++c) {
+                const T* run = x + (n * f.c + c) * f.s;
+                const double shift = first_value(f, x + c * f.s);
+                sum_run(f.s, sums[c - c0], [&](auto w, int64_t i) {
+                    return deviation<w.n>(run + i, Vec<double, w.n>{} + shift);
+                });
+            }
+        Affine k[kMaxGroup];
+        for (int64_t c = c0; c < c1; ++c) {
+            const Sums& s = sums[c - c0];
+            k[c - c0] = finish(f, c, first_value(f, x + c * f.s), Sums::total(s.first), Sums::total(s.second));
+        }
+        for (int64_t n = f.n - 1; n >= 0; --n)  // what was read last is still nearest
+            for (int64_t c = c0; c < c1; ++c) {
+                const int64_t at = (n * f.c + c) * f.s;
+                map_run<PastCache>(z + at, f.s, [&](auto w, int64_t i) {
+                    return normalized<A, w.n>(x + at + i, spread<w.n>(k[c - c0]), f.slope);
+                });
+            }
+    });
+}
+
+template <class T, Activation A, bool PastCache>
+void backward_maps(const Backward& b) {
+    const T* x = static_cast<const T*>(b.x);
+    const T* dz = static_cast<const T*>(b.dz);
+    T* dx = static_cast<T*>(b.dx);
+    each_group(b, 2 * sizeof(T), [&](int64_t c0, int64_t c1) {
+        Sums sums[kMaxGroup];
+        Affine k[kMaxGroup];
+        for (int64_t c = c0; c < c1; ++c) k[c - c0] = affine(b, c, b.mean[c], b.rstd[c]);
+        for (int64_t n = 0; n < b.n; ++n)
+            for (int64_t c = c0; c < c1; ++c) {
+                const int64_t at = (n * b.c + c) * b.s;
+                sum_run(b.s, sums[c - c0], [&](auto w, int64_t i) {
+                    return gradient<A, w.n>(x + at + i, dz + at + i, spread<w.n>(k[c - c0]), b.slope);
+                });
+            }
+        Slopes slopes[kMaxGroup];
+        for (int64_t c = c0; c < c1; ++c) {
+            const Sums& s = sums[c - c0];
+            slopes[c - c0] = finish(b, c, k[c - c0], Sums::total(s.first), Sums::total(s.second));
+        }
+        if (!dx) return;
+        for (int64_t n = b.n - 1; n >= 0; --n)
+            for (int64_t c = c0; c < c1; ++c) {
+                const int64_t at = (n * b.c + c) * b.s;
+                const Slopes& m = slopes[c - c0];
+                map_run<PastCache>(dx + at, b.s, [&](auto w, int64_t i) {
+                    return input_gradient<A, w.n>(x + at + i, dz + at + i, spread<w.n>(k[c - c0]),
+                                                  splat<w.n>(m.c1), splat<w.n>(m.c0), b.slope);
+                });
+            }
+    });
+}
+
+template <class T, Activation A, bool PastCache>
+bool inference_maps(const Inference& f) {
+    const T* x = static_cast<const T*>(f.x);
+    T* z = static_cast<T*>(f.z);
+    Affine* k = static_cast<Affine*>(std::malloc(f.c * sizeof(Affine)));
+    if (!k) return false;
+    for (int64_t c = 0; c < f.c; ++c) k[c] = affine(f, c, f.mean[c], 1.0 / std::sqrt(f.var[c] + f.eps));
+    const int64_t maps = f.n * f.c;
+    parallel(threads(f), [&](int thread, int count) {
+        for (int64_t map = maps * thread / count; map < maps * (thread + 1) / count; ++map)
+            map_run<PastCache>(z + map * f.s, f.s, [&](auto w, int64_t i) {
+                return normalized<A, w.n>(x + map * f.s + i, spread<w.n>(k[map % f.c]), f.slope);
+            });
+        end_of_stream();
+    });
+    std::free(k);
+    return true;
+}
+
+// ---- (R, C): the C values of a place side by side. Few channels are folded: several places make one row ----
+
+struct Rows {
+    int64_t fold = 1, width, count, rest;  // `count` rows of `width` = fold * C values, then `rest` values
+    int64_t chunk, chunks;                 // rows of a chunk: the same for any number of threads, and so are the sums
+
+    explicit Rows(const Problem& p) {
+        if (p.c <= 128)
+            while (fold * p.c < 64 || fold * p.c % kFloats) ++fold;
+        width = fold * p.c;
+        count = values(p) / width;
+        rest = values(p) % width;
+        chunk = ceil_div(kChunkValues, width);
+        if (chunk * kMaxChunks < count) chunk = ceil_div(count, kMaxChunks);
+        chunk = ceil_div(chunk, kRows) * kRows;
+        chunks = count ? ceil_div(count, chunk) : 1;
+    }
+
+    // body(chunk, first row, last row + 1, values of the incomplete row behind them), forth or back.
+    template <class Body>
+    void each_chunk(const Problem& p, bool back, const Body& body) const {
+        parallel(threads(p), [&](int thread, int of) {
+            const int64_t begin = chunks * thread / of, end = chunks * (thread + 1) / of;
+            for (int64_t i = begin; i < end; ++i) {
+                const int64_t j = back ? begin + end - 1 - i : i, last = (j + 1) * chunk;
+                body(j, j * chunk, last < count ? last : count, j + 1 == chunks ? rest : 0);
+            }
+            end_of_stream();
+        });
+    }
+};
+
+// Arrays of `width` values each, and two of sums for each chunk.
+struct Scratch {
+    double *first, *second;
+    float *mean, *a, *b, *c1, *c0;
+    void* memory;
+
+    Scratch(const Rows& r, int64_t chunks) {
+        memory = std::malloc(r.width * (2 * chunks * sizeof(double) + 5 * sizeof(float)));
+        first = static_cast<double*>(memory);
+        second = first + chunks * r.width;
+        mean = reinterpret_cast<float*>(second + chunks * r.width);
+        a = mean + r.width, b = a + r.width, c1 = b + r.width, c0 = c1 + r.width;
+    }
+    ~Scratch() { std::free(memory); }
+    Scratch(const Scratch&) = delete;
+    Scratch& operator=(const Scratch&) = delete;
+
+    void set(const Problem& p, int64_t fold, int64_t c, const Affine& k) {
+        for (int64_t i = c; i < fold * p.c; i += p.c) mean[i] = k.mean, a[i] = k.a, b[i] = k.b;
+    }
+    void set(const Problem& p, int64_t fold, int64_t c, const Slopes& s) {
+        for (int64_t i = c; i < fold * p.c; i += p.c) c1[i] = s.c1, c0[i] = s.c0;
+    }
+    template <int N>
+    Coefficients<N> at(int64_t column) const {
+        return {load<N>(mean + column), load<N>(a + column), load<N>(b + column)};
+    }
+    // Gathers all sums of a channel in its first place, in an order that nothing but the shape decides.
+    void merge(const Rows& r, const Problem& p) {
+        merge(first, r, p.c);
+        merge(second, r, p.c);
+    }
+    static void merge(double* sums, const Rows& r, int64_t channels) {
+        for (int64_t j = 1; j < r.chunks; ++j)
+            for (int64_t i = 0; i < r.width; ++i) sums[i] += sums[j * r.width + i];
+        for (int64_t i = channels; i < r.width; ++i) sums[i % channels] += sums[i];
+    }
+};
+
+template <int N>
+inline Vec<double, N> load_sums(const double* p) {
+    Vec<double, N> v;
+    __builtin_memcpy(&v, p, sizeof v);
+    return v;
+}
+
+// Adds the terms of K rows of `n` columns; column(Width, c) gives the term at an offset.
+template <int K, class Column>
+inline void sum_rows(double* first, double* second, int64_t row, int64_t width, int64_t n, const Column& column) {
+    sweep<kDoubles>(n, [&](auto w, int64_t c) {
+        auto u = load_sums<w.n>(first + c), v = load_sums<w.n>(second + c);
+        const auto term = column(w, c);
+#pragma GCC unroll 8
+        for (int k = 0; k < K; ++k) {
+            const auto t = term((row + k) * width + c);
+            u += t.u;
+            v = madd<w.n>(t.u, t.v, v);
+        }
+        write(first + c, u);
+        write(second + c, v);
+    });
+}
+
+template <class Column>
+void sum_chunk(const Rows& r, Scratch& s, int64_t chunk, int64_t row, int64_t end, int64_t rest, const Column& column) {
+    double *first = s.first + chunk * r.width, *second = s.second + chunk * r.width;
+    std::memset(first, 0, r.width * sizeof(double));
+    std::memset(second, 0, r.width * sizeof(double));
+    for (; row + kRows <= end; row += kRows) sum_rows<kRows>(first, second, row, r.width, r.width, column);
+    for (; row < end; ++row) sum_rows<1>(first, second, row, r.width, r.width, column);
+    if (rest) sum_rows<1>(first, second, end, r.width, rest, column);
+}
+
+template <int K, bool PastCache, class T, class Column>
+inline void map_rows(T* out, int64_t row, int64_t width, int64_t n, const Column& column) {
+    sweep<kFloats>(n, [&](auto w, int64_t c) {
+        const auto value = column(w, c);
+#pragma GCC unroll 4
+        for (int k = 0; k < K; ++k) {
+            const int64_t at = (row + k) * width + c;
+            store<PastCache, w.n>(out + at, value(at));
+        }
+    });
+}
+
+template <bool PastCache, class T, class Column>
+void map_chunk(const Rows& r, T* out, int64_t row, int64_t end, int64_t rest, const Column& column) {
+    constexpr int K = 4;
+    for (; row + K <= end; row += K) map_rows<K, PastCache>(out, row, r.width, r.width, column);
+    for (; row < end; ++row) map_rows<1, PastCache>(out, row, r.width, r.width, column);
+    if (rest) map_rows<1, false>(out, end, r.width, rest, column);
+}
+
+template <class T, Activation A, bool PastCache>
+void normalize_rows(const Problem& p, const Rows& r, const Scratch& s, const T* x, T* z) {
+    r.each_chunk(p, true, [&](int64_t, int64_t row, int64_t end, int64_t rest) {
+        map_chunk<PastCache>(r, z, row, end, rest, [&](auto w, int64_t c) {
+            return [&, w, k = s.at<w.n>(c)](int64_t at) { return normalized<A, w.n>(x + at, k, p.slope); };
+        });
+    });
+}
+
+template <class T, Activation A, bool PastCache>
+bool forward_rows(const Forward& f) {
+    const T* x = static_cast<const T*>(f.x);
+    const Rows r(f);
+    Scratch s(r, r.chunks);
+    if (!s.memory) return false;
+    for (int64_t c = 0; c < f.c; ++c) s.set(f, r.fold, c, {static_cast<float>(first_value(f, x + c)), 0, 0});
+    r.each_chunk(f, false, [&](int64_t chunk, int64_t row, int64_t end, int64_t rest) {
+        sum_chunk(r, s, chunk, row, end, rest, [&](auto w, int64_t c) {
+            const auto shift = widen<w.n>(load<w.n>(s.mean + c));
+            return [=](int64_t at) { return deviation<w.n>(x + at, shift); };
+        });
+    });
+    s.merge(r, f);
+    for (int64_t c = 0; c < f.c; ++c) s.set(f, r.fold, c, finish(f, c, s.mean[c], s.first[c], s.second[c]));
+    normalize_rows<T, A, PastCache>(f, r, s, x, static_cast<T*>(f.z));
+    return true;
+}
+
+template <class T, Activation A, bool PastCache>
+bool backward_rows(const Backward& b) {
+    const T* x = static_cast<const T*>(b.x);
+    const T* dz = static_cast<const T*>(b.dz);
+    const Rows r(b);
+    Scratch s(r, r.chunks);
+    if (!s.memory) return false;
+    for (int64_t c = 0; c < b.c; ++c) s.set(b, r.fold, c, affine(b, c, b.mean[c], b.rstd[c]));
+    const float slope = b.slope;
+    r.each_chunk(b, false, [&](int64_t chunk, int64_t row, int64_t end, int64_t rest) {
+        sum_chunk(r, s, chunk, row, end, rest, [&](auto w, int64_t c) {
+            return [=, k = s.at<w.n>(c)](int64_t at) { return gradient<A, w.n>(x + at, dz + at, k, slope); };
+        });
+    });
+    s.merge(r, b);
+    for (int64_t c = 0; c < b.c; ++c)
+        s.set(b, r.fold, c, finish(b, c, {s.mean[c], s.a[c], s.b[c]}, s.first[c], s.second[c]));
+    if (!b.dx) return true;
+    r.each_chunk(b, true, [&](int64_t, int64_t row, int64_t end, int64_t rest) {
+        map_chunk<PastCache>(r, static_cast<T*>(b.dx), row, end, rest, [&](auto w, int64_t c) {
+            return [=, k = s.at<w.n>(c), c1 = load<w.n>(s.c1 + c), c0 = load<w.n>(s.c0 + c)](int64_t at) {
+                return input_gradient<A, w.n>(x + at, dz + at, k, c1, c0, slope);
+            };
+        });
+    });
+    return true;
+}
+
+template <class T, Activation A, bool PastCache>
+bool inference_rows(const Inference& f) {
+    const Rows r(f);
+    Scratch s(r, 0);
+    if (!s.memory) return false;
+    for (int64_t c = 0; c < f.c; ++c)
+        s.set(f, r.fold, c, affine(f, c, f.mean[c], 1.0 / std::sqrt(f.var[c] + f.eps)));
+    normalize_rows<T, A, PastCache>(f, r, s, static_cast<const T*>(f.x), static_cast<T*>(f.z));
+    return true;
+}
+
+// ---- From a problem to its loops ----
+
+template <class T, Activation A, bool PastCache>
+bool run(const Forward& f) {
+    if (f.channels_last) return forward_rows<T, A, PastCache>(f);
+    forward_maps<T, A, PastCache>(f);
+    return true;
+}
+
+template <class T, Activation A, bool PastCache>
+bool run(const Backward& b) {
+    if (b.channels_last) return backward_rows<T, A, PastCache>(b);
+    backward_maps<T, A, PastCache>(b);
+    return true;
+}
+
+template <class T, Activation A, bool PastCache>
+bool run(const Inference& f) {
+    return f.channels_last ? inference_rows<T, A, PastCache>(f) : inference_maps<T, A, PastCache>(f);
+}
+
+const void* output(const Forward& f) { return f.z; }
+const void* output(const Backward& b) { return b.dx; }
+const void* output(const Inference& f) { return f.z; }
+
+template <class T, Activation A, class P>
+bool choose_store(const P& p) {
+    // Rows are written whole, so every one of them has to be aligned; maps find their own alignment.
+    const bool aligned = (reinterpret_cast<uintptr_t>(output(p)) | (p.c * sizeof(T))) % (kFloats * sizeof(T)) == 0;
+    const bool past_cache = outgrows_cache<T>(p) && (aligned || !p.channels_last);
+    return past_cache ? run<T, A, true>(p) : run<T, A, false>(p);
+}
+
+template <class T, class P>
+bool choose_activation(const P& p) {
+    switch (p.activation) {
+        case Activation::relu: return choose_store<T, Activation::relu>(p);
+        case Activation::leaky_relu: return choose_store<T, Activation::leaky_relu>(p);
+        default: return choose_store<T, Activation::none>(p);
+    }
+}
+
+template <class P>
+bool choose(const P& p) {
+    return p.dtype == Dtype::bfloat16 ? choose_activation<bfloat16>(p) : choose_activation<float>(p);
+}
+
+}  // namespace
+
+namespace batchnorm {
+
+extern const Kernels BATCHNORM_KERNELS;
+const Kernels BATCHNORM_KERNELS{BATCHNORM_TARGET, choose<Forward>, choose<Backward>, choose<Inference>};
+
+}  // namespace batchnorm

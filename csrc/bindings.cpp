@@ -1,0 +1,71 @@
+// Python's names for the kernels. Tensors come as addresses: taking one through DLPack costs 3 us, more than all the
+// arithmetic of a small batch. `batchnorm.functional` is the only caller and answers for their layout.
+#include <nanobind/nanobind.h>
+
+#include <new>
+
+#include "batch_norm.hpp"
+#include "threads.hpp"
+
+namespace nb = nanobind;
+using namespace batchnorm;
+using namespace nb::literals;
+
+namespace {
+
+template <class T>
+T* at(uintptr_t address) {
+    return reinterpret_cast<T*>(address);
+}
+
+template <class P>
+void run(bool (*kernel)(const P&), const P& p) {
+    nb::gil_scoped_release released;
+    if (!kernel(p)) throw std::bad_alloc();
+}
+
+void forward(const Problem& p, uintptr_t x, double eps, uintptr_t z, uintptr_t mean, uintptr_t var,
+             uintptr_t saved_mean, uintptr_t saved_rstd) {
+    run(kernels().forward, Forward{p, at<const void>(x), eps, at<void>(z), at<float>(mean), at<float>(var),
+                                   at<double>(saved_mean), at<double>(saved_rstd)});
+}
+
+void backward(const Problem& p, uintptr_t x, uintptr_t dz, uintptr_t saved_mean, uintptr_t saved_rstd, uintptr_t dx,
+              uintptr_t dweight, uintptr_t dbias) {
+    run(kernels().backward, Backward{p, at<const void>(x), at<const void>(dz), at<const double>(saved_mean),
+                                     at<const double>(saved_rstd), at<void>(dx), at<float>(dweight), at<float>(dbias)});
+}
+
+void inference(const Problem& p, uintptr_t x, uintptr_t mean, uintptr_t var, double eps, uintptr_t z) {
+    run(kernels().inference,
+        Inference{p, at<const void>(x), at<const float>(mean), at<const float>(var), eps, at<void>(z)});
+}
+
+}  // namespace
+
+NB_MODULE(_kernels, m) {
+    nb::class_<Problem>(m, "Problem")
+        .def(
+            "__init__",
+            [](Problem* self, int64_t n, int64_t c, int64_t s, bool channels_last, bool bfloat16, int activation,
+               float slope, int threads, uintptr_t weight, uintptr_t bias) {
+                new (self) Problem{n, c, s, channels_last, bfloat16 ? Dtype::bfloat16 : Dtype::float32,
+                                   static_cast<Activation>(activation), slope, threads, at<const float>(weight),
+                                   at<const float>(bias)};
+            },
+            "n"_a, "c"_a, "s"_a, "channels_last"_a, "bfloat16"_a, "activation"_a, "slope"_a, "threads"_a, "weight"_a,
+            "bias"_a);
+    m.def("forward", forward, "problem"_a, "x"_a, "eps"_a, "z"_a, "mean"_a, "var"_a, "saved_mean"_a, "saved_rstd"_a);
+    m.def("backward", backward, "problem"_a, "x"_a, "dz"_a, "saved_mean"_a, "saved_rstd"_a, "dx"_a, "dweight"_a,
+          "dbias"_a);
+    m.def("inference", inference, "problem"_a, "x"_a, "mean"_a, "var"_a, "eps"_a, "z"_a);
+    m.def(
+        "update_running",
+        [](uintptr_t running_mean, uintptr_t running_var, uintptr_t mean, uintptr_t var, int64_t c, double momentum) {
+            return update_running(at<float>(running_mean), at<float>(running_var), at<const float>(mean),
+                                  at<const float>(var), c, momentum);
+        },
+        "running_mean"_a, "running_var"_a, "mean"_a, "var"_a, "c"_a, "momentum"_a);
+    m.def("target", [] { return kernels().target; });
+    m.def("has_pool", has_pool);
+}

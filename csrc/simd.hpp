@@ -1,0 +1,154 @@
+// Vectors of the compiler's own (GCC, Clang), as wide as the target has them: one source for SSE, AVX2, AVX-512, NEON.
+#pragma once
+
+#include <cstdint>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+// Each target is a translation unit of its own. Everything here stays inside it: a function shared between them would
+// be linked once, perhaps from the widest target, and fail on a narrower machine.
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kDoubles = 8;  // of one register
+#elif defined(__AVX2__)
+constexpr int kDoubles = 4;
+#else
+constexpr int kDoubles = 2;
+#endif
+constexpr int kFloats = 2 * kDoubles;
+
+struct bfloat16 {
+    uint16_t bits;
+};
+
+template <class E, int N>
+struct VecOf {
+    typedef E type __attribute__((vector_size(N * sizeof(E))));
+};
+template <class E, int N>
+using Vec = typename VecOf<E, N>::type;
+
+template <int N>
+struct Width {
+    static constexpr int n = N;
+};
+
+template <int N>
+inline Vec<float, N> load(const float* p) {
+    Vec<float, N> v;
+    __builtin_memcpy(&v, p, sizeof v);
+    return v;
+}
+
+template <int N>
+inline Vec<float, N> load(const bfloat16* p) {
+    Vec<uint16_t, N> half;
+    __builtin_memcpy(&half, p, sizeof half);
+    return (Vec<float, N>)(__builtin_convertvector(half, Vec<uint32_t, N>) << 16);
+}
+
+// The 16 upper bits, rounded to nearest even; NaN stays NaN whatever its payload.
+template <int N>
+inline Vec<uint16_t, N> narrow(Vec<float, N> v) {
+    auto bits = (Vec<uint32_t, N>)v;
+    auto rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    auto nan = Vec<uint32_t, N>{} + 0x7fc0;
+    return __builtin_convertvector((v == v) ? rounded : nan, Vec<uint16_t, N>);
+}
+
+template <class V>
+inline void write(void* p, V v) {
+    __builtin_memcpy(p, &v, sizeof v);
+}
+
+// Past the caches, for what no cache can hold; `p` aligned to the vector.
+template <class V>
+inline void write_past_cache(void* p, V v) {
+#if defined(__AVX512F__)
+    if constexpr (sizeof v == 64) return _mm512_stream_si512((__m512i*)p, (__m512i)v);
+#endif
+#if defined(__AVX2__)
+    if constexpr (sizeof v == 32) return _mm256_stream_si256((__m256i*)p, (__m256i)v);
+#endif
+#if defined(__x86_64__)
+    if constexpr (sizeof v == 16) return _mm_stream_si128((__m128i*)p, (__m128i)v);
+#endif
+    write(p, v);
+}
+
+inline void end_of_stream() {
+#if defined(__x86_64__)
+    _mm_sfence();
+#endif
+}
+
+template <bool PastCache, int N>
+inline void store(float* p, Vec<float, N> v) {
+    if constexpr (PastCache && N > 1) write_past_cache(p, v);
+    else write(p, v);
+}
+
+template <bool PastCache, int N>
+inline void store(bfloat16* p, Vec<float, N> v) {
+    if constexpr (PastCache && N > 1) write_past_cache(p, narrow<N>(v));
+    else write(p, narrow<N>(v));
+}
+
+// a * b + c, rounded once where the target can: the same bits at every width, so that a tail equals a vector.
+template <int N>
+inline Vec<float, N> madd(Vec<float, N> a, Vec<float, N> b, Vec<float, N> c) {
+#if defined(__FMA__) || defined(__aarch64__)
+    if constexpr (N == 1) return Vec<float, 1>{__builtin_fmaf(a[0], b[0], c[0])};
+#endif
+#if defined(__AVX512F__)
+    if constexpr (N == 16) return _mm512_fmadd_ps(a, b, c);
+#endif
+#if defined(__FMA__)
+    if constexpr (N == 8) return _mm256_fmadd_ps(a, b, c);
+    if constexpr (N == 4) return _mm_fmadd_ps(a, b, c);
+#endif
+#if defined(__aarch64__)
+    if constexpr (N == 4) return vfmaq_f32(c, a, b);
+    if constexpr (N == 2) return vfma_f32(c, a, b);
+#endif
+    return a * b + c;
+}
+
+template <int N>
+inline Vec<double, N> madd(Vec<double, N> a, Vec<double, N> b, Vec<double, N> c) {
+#if defined(__AVX512F__)
+    if constexpr (N == 8) return _mm512_fmadd_pd(a, b, c);
+#endif
+#if defined(__FMA__)
+    if constexpr (N == 4) return _mm256_fmadd_pd(a, b, c);
+#endif
+#if defined(__aarch64__)
+    if constexpr (N == 2) return vfmaq_f64(c, a, b);
+#endif
+    return a * b + c;
+}
+
+template <int N>
+inline Vec<double, N> widen(Vec<float, N> v) {
+    return __builtin_convertvector(v, Vec<double, N>);
+}
+
+template <int N>
+inline Vec<float, N> splat(float value) {
+    return Vec<float, N>{} + value;
+}
+
+// step(Width<N>, i) over [0, n) in whole vectors, then Width<1> for the rest.
+template <int N, class Step>
+inline void sweep(int64_t n, Step step) {
+    int64_t i = 0;
+    for (; i + N <= n; i += N) step(Width<N>{}, i);
+    for (; i < n; ++i) step(Width<1>{}, i);
+}
+
+}  // namespace

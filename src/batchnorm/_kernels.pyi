@@ -1,0 +1,27 @@
+"""The compiled loops of `csrc`. Tensors are passed by address; `batchnorm.kernels` answers for what lies there."""
+
+class Problem:
+    def __init__(
+        self,
+        n: int,
+        c: int,
+        s: int,
+        channels_last: bool,
+        bfloat16: bool,
+        activation: int,
+        slope: float,
+        threads: int,
+        weight: int,
+        bias: int,
+    ) -> None: ...
+
+def forward(
+    problem: Problem, x: int, eps: float, z: int, mean: int, var: int, saved_mean: int, saved_rstd: int
+) -> None: ...
+def backward(
+    problem: Problem, x: int, dz: int, saved_mean: int, saved_rstd: int, dx: int, dweight: int, dbias: int
+) -> None: ...
+def inference(problem: Problem, x: int, mean: int, var: int, eps: float, z: int) -> None: ...
+def update_running(running_mean: int, running_var: int, mean: int, var: int, c: int, momentum: float) -> bool: ...
+def target() -> str: ...
+def has_pool() -> bool: ...

@@ -1,0 +1,120 @@
+"""Tensors to the compiled kernels and back: layouts, addresses, outputs. No autograd, no choice of who computes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+try:
+    from . import _kernels
+except ImportError:  # built without a compiler: torch computes everything, slower
+    _kernels = None
+
+ACTIVATIONS: dict[str | None, int] = {None: 0, "relu": 1, "leaky_relu": 2}
+DTYPES = (torch.float32, torch.bfloat16)
+
+
+def kernels_available() -> bool:
+    """Whether the compiled CPU kernels are installed; without them torch's own operations do their work, slower."""
+    return _kernels is not None
+
+
+def is_channels_last(x: Tensor) -> bool | None:
+    """Whether the channels of a dense `x` vary fastest in memory; None if `x` is neither (N, C, S) nor (N, S, C)."""
+    if x.is_contiguous():
+        return x.shape[1] == 1 or x.dim() == 2 or x.shape[2:].numel() == 1
+    return True if x.movedim(1, -1).is_contiguous() else None
+
+
+def forward(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, activation: str | None, slope: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """z, the batch's mean and unbiased variance, (C,) each, and what the backward wants: mean and rstd, (2, C) double."""
+    z, channels = torch.empty_like(x), x.shape[1]
+    mean, var = x.new_empty(channels, dtype=torch.float32), x.new_empty(channels, dtype=torch.float32)
+    saved = x.new_empty((2, channels), dtype=torch.float64)
+    problem = _problem(x, is_channels_last(x), weight, bias, activation, slope)
+    _kernels.forward(problem, x.data_ptr(), eps, z.data_ptr(), mean.data_ptr(), var.data_ptr(), *_rows(saved))
+    return z, mean, var, saved
+
+
+def backward(
+    dz: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    saved: Tensor,
+    activation: str | None,
+    slope: float,
+    want_dx: bool = True,
+) -> tuple[Tensor | None, Tensor, Tensor]:
+    """The gradients of x, weight and bias, from that of z, which is copied if its layout is not that of x."""
+    last = is_channels_last(x)
+    if not (dz.movedim(1, -1) if last else dz).is_contiguous():
+        dz = torch.empty_like(x).copy_(dz)
+    dx = torch.empty_like(x) if want_dx else None
+    dweight, dbias = saved.new_empty(x.shape[1], dtype=torch.float32), saved.new_empty(x.shape[1], dtype=torch.float32)
+    problem = _problem(x, last, weight, bias, activation, slope)
+    _kernels.backward(
+        problem, x.data_ptr(), dz.data_ptr(), *_rows(saved), _address(dx), dweight.data_ptr(), dbias.data_ptr()
+    )
+    return dx, dweight, dbias
+
+
+def inference(
+    x: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    activation: str | None,
+    slope: float,
+) -> Tensor:
+    """z, normalised by given statistics."""
+    z = torch.empty_like(x)
+    problem = _problem(x, is_channels_last(x), weight, bias, activation, slope)
+    _kernels.inference(problem, x.data_ptr(), mean.data_ptr(), var.data_ptr(), eps, z.data_ptr())
+    return z
+
+
+def update_running(running_mean: Tensor, running_var: Tensor, mean: Tensor, var: Tensor, momentum: float) -> bool:
+    """Move float32 running statistics towards finite batch statistics; whether they were finite."""
+    finite = _kernels.update_running(
+        running_mean.data_ptr(), running_var.data_ptr(), mean.data_ptr(), var.data_ptr(), len(mean), momentum
+    )
+    # Autograd must notice, as it does when torch writes.
+    torch.autograd.graph.increment_version((running_mean, running_var))
+    return finite
+
+
+def _problem(
+    x: Tensor,
+    channels_last: bool | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    activation: str | None,
+    slope: float,
+) -> object:
+    n, c = x.shape[0], x.shape[1]
+    return _kernels.Problem(
+        n,
+        c,
+        x.shape[2:].numel(),
+        bool(channels_last),
+        x.dtype == torch.bfloat16,
+        ACTIVATIONS[activation],
+        slope,
+        torch.get_num_threads(),
+        _address(weight),
+        _address(bias),
+    )
+
+
+def _address(x: Tensor | None) -> int:
+    return 0 if x is None else x.data_ptr()
+
+
+def _rows(saved: Tensor) -> tuple[int, int]:
+    address = saved.data_ptr()
+    return address, address + saved.stride(0) * saved.element_size()
