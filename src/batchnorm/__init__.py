@@ -2,6 +2,7 @@
 
 from . import functional as functional
 from .errors import BatchNormError as BatchNormError
+from .kernels import kernels_available as kernels_available
 from .layers import BatchNorm1d as BatchNorm1d
 from .layers import BatchNorm2d as BatchNorm2d
 from .layers import BatchNorm3d as BatchNorm3d
