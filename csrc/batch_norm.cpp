@@ -16,7 +16,7 @@ constexpr int64_t kGroupBytes = 1 << 19;  // of the inputs of a group of maps: h
 constexpr int64_t kMaxGroup = 64;         // maps
 constexpr int64_t kChunkValues = 1 << 16;  // of a chunk of rows
 constexpr int64_t kMaxChunks = 64;
-constexpr int kRows = 8;  // walked together, so that a column's sums stay in registers for as long
+constexpr int kRows = 8;  // read together, so that a column's sums stay in registers for as long
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t values(const Problem& p) { return p.n * p.c * p.s; }
@@ -360,12 +360,24 @@ inline Vec<double, N> load_sums(const double* p) {
     return v;
 }
 
-// Adds the terms of K rows of `n` columns; column(Width, c) gives the term at an offset.
-template <int K, class Column>
-inline void sum_rows(double* first, double* second, int64_t row, int64_t width, int64_t n, const Column& column) {
+// Fetches N values into the second-level cache.
+template <int N, class T>
+inline void fetch(const T* p) {
+    constexpr int line = 64 / sizeof(T);
+    for (int i = 0; i < N; i += line) __builtin_prefetch(p + i, 0, 2);
+}
+
+// Adds the terms of K rows of `n` columns; column(Width, c) gives the term at an offset. Down the columns the memory
+// is read in jumps, which no prefetcher follows; so each step fetches its share of the next K rows, in their order.
+template <int K, class T, class Column>
+inline void sum_rows(double* first, double* second, int64_t row, int64_t width, int64_t n, const T* x, const T* dz,
+                     const Column& column) {
+    const int64_t next = (row + K) * width;
     sweep<kDoubles>(n, [&](auto w, int64_t c) {
         auto u = load_sums<w.n>(first + c), v = load_sums<w.n>(second + c);
         const auto term = column(w, c);
+        fetch<K * w.n>(x + next + c * K);
+        if (dz) fetch<K * w.n>(dz + next + c * K);
 #pragma GCC unroll 8
         for (int k = 0; k < K; ++k) {
             const auto t = term((row + k) * width + c);
@@ -377,34 +389,28 @@ inline void sum_rows(double* first, double* second, int64_t row, int64_t width, 
     });
 }
 
-template <class Column>
-void sum_chunk(const Rows& r, Scratch& s, int64_t chunk, int64_t row, int64_t end, int64_t rest, const Column& column) {
+// The sums of a chunk of rows, over x and, in the backward, dz.
+template <int K, class T, class Column>
+void sum_chunk(const Rows& r, Scratch& s, int64_t chunk, int64_t row, int64_t end, int64_t rest, const T* x,
+               const T* dz, const Column& column) {
     double *first = s.first + chunk * r.width, *second = s.second + chunk * r.width;
     std::memset(first, 0, r.width * sizeof(double));
     std::memset(second, 0, r.width * sizeof(double));
-    for (; row + kRows <= end; row += kRows) sum_rows<kRows>(first, second, row, r.width, r.width, column);
-    for (; row < end; ++row) sum_rows<1>(first, second, row, r.width, r.width, column);
-    if (rest) sum_rows<1>(first, second, end, r.width, rest, column);
+    for (; row + K <= end; row += K) sum_rows<K>(first, second, row, r.width, r.width, x, dz, column);
+    for (; row < end; ++row) sum_rows<1>(first, second, row, r.width, r.width, x, dz, column);
+    if (rest) sum_rows<1>(first, second, end, r.width, rest, x, dz, column);
 }
 
-template <int K, bool PastCache, class T, class Column>
-inline void map_rows(T* out, int64_t row, int64_t width, int64_t n, const Column& column) {
-    sweep<kFloats>(n, [&](auto w, int64_t c) {
-        const auto value = column(w, c);
-#pragma GCC unroll 4
-        for (int k = 0; k < K; ++k) {
-            const int64_t at = (row + k) * width + c;
-            store<PastCache, w.n>(out + at, value(at));
-        }
-    });
-}
-
+// Row by row, as the memory lies: column(Width, c) gives the value at an offset.
 template <bool PastCache, class T, class Column>
 void map_chunk(const Rows& r, T* out, int64_t row, int64_t end, int64_t rest, const Column& column) {
-    constexpr int K = 4;
-    for (; row + K <= end; row += K) map_rows<K, PastCache>(out, row, r.width, r.width, column);
-    for (; row < end; ++row) map_rows<1, PastCache>(out, row, r.width, r.width, column);
-    if (rest) map_rows<1, false>(out, end, r.width, rest, column);
+    const auto map_row = [&](auto past_cache, int64_t begin, int64_t n) {
+        sweep<kFloats>(n, [&](auto w, int64_t c) {
+            store<past_cache.n, w.n>(out + begin + c, column(w, c)(begin + c));
+        });
+    };
+    for (; row < end; ++row) map_row(Width<PastCache>{}, row * r.width, r.width);
+    if (rest) map_row(Width<false>{}, end * r.width, rest);
 }
 
 template <class T, Activation A, bool PastCache>
@@ -424,7 +430,7 @@ bool forward_rows(const Forward& f) {
     if (!s.memory) return false;
     for (int64_t c = 0; c < f.c; ++c) s.set(f, r.fold, c, {static_cast<float>(first_value(f, x + c)), 0, 0});
     r.each_chunk(f, false, [&](int64_t chunk, int64_t row, int64_t end, int64_t rest) {
-        sum_chunk(r, s, chunk, row, end, rest, [&](auto w, int64_t c) {
+        sum_chunk<kRows>(r, s, chunk, row, end, rest, x, static_cast<const T*>(nullptr), [&](auto w, int64_t c) {
             const auto shift = widen<w.n>(load<w.n>(s.mean + c));
             return [=](int64_t at) { return deviation<w.n>(x + at, shift); };
         });
@@ -445,7 +451,7 @@ bool backward_rows(const Backward& b) {
     for (int64_t c = 0; c < b.c; ++c) s.set(b, r.fold, c, affine(b, c, b.mean[c], b.rstd[c]));
     const float slope = b.slope;
     r.each_chunk(b, false, [&](int64_t chunk, int64_t row, int64_t end, int64_t rest) {
-        sum_chunk(r, s, chunk, row, end, rest, [&](auto w, int64_t c) {
+        sum_chunk<kRows / 2>(r, s, chunk, row, end, rest, x, dz, [&](auto w, int64_t c) {
             return [=, k = s.at<w.n>(c)](int64_t at) { return gradient<A, w.n>(x + at, dz + at, k, slope); };
         });
     });

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import reference
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
@@ -22,38 +23,6 @@ TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2**-8}
 
 needs_kernels = pytest.mark.skipif(not kernels.kernels_available(), reason="built without the compiled kernels")
 pytestmark = needs_kernels
-
-
-@pytest.fixture(autouse=True)
-def _restore_threads():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
-# ---- The oracle ----
-
-
-def oracle(x, weight, bias, eps, activation, dz):
-    """z, mean, unbiased var, dx, dweight, dbias in float64, for arrays with the channel on axis 1."""
-    axes = (0, *range(2, x.ndim))
-    m = x.size // x.shape[1]
-    shape = (1, -1, *[1] * (x.ndim - 2))
-    x, dz = x.astype(np.float64), dz.astype(np.float64)
-    mean = x.mean(axes)
-    centred = x - mean.reshape(shape)
-    var = (centred**2).mean(axes)
-    std = np.sqrt(var + eps)
-    x_hat = centred / std.reshape(shape)
-    y = weight.reshape(shape) * x_hat + bias.reshape(shape)
-    slope = {None: 1.0, "relu": 0.0, "leaky_relu": SLOPE}[activation]
-    z = np.where(y > 0, y, slope * y)
-    g = np.where(y > 0, dz, slope * dz)
-    dbias, dweight = g.sum(axes), (g * x_hat).sum(axes)
-    mean_terms = (dbias.reshape(shape) + x_hat * dweight.reshape(shape)) / m
-    dx = (weight / std).reshape(shape) * (g - mean_terms)
-    unbiased = var * m / (m - 1) if m > 1 else np.full_like(var, np.nan)
-    return z, mean, unbiased, dx, dweight, dbias, y
 
 
 def to_numpy(t):
@@ -72,25 +41,32 @@ def make(shape, dtype=torch.float32, channels_last=False, seed=0):
 
 
 def run(x, weight, bias, dz, activation, eps=1e-5):
-    """As `oracle`, by the public function's inner half, with gradients."""
+    """(z, mean, unbiased var, dx, dweight, dbias) by the public function's inner half."""
     x, weight, bias = (t.detach().clone().requires_grad_() for t in (x, weight, bias))
     z, mean, var = functional.normalize_by_batch(x, weight, bias, eps, activation, SLOPE)
     return z, mean, var, *torch.autograd.grad(z, (x, weight, bias), dz)
 
 
-def check(x, weight, bias, dz, activation, scale=1.0):
+def check(x, weight, bias, dz, activation):
     z, mean, var, dx, dweight, dbias = run(x, weight, bias, dz, activation)
     arrays = [to_numpy(t) for t in (x, weight, bias)]
-    want = oracle(*arrays, 1e-5, activation, to_numpy(dz))
+    forward = (*arrays, 1e-5)
+    want = (
+        reference.forward(*forward, activation, SLOPE),
+        *reference.population(arrays[0]),
+        *reference.backward(to_numpy(dz), *forward, activation, SLOPE),
+    )
     tolerance = TOLERANCE[x.dtype]
     # At the kink of g, float32 and float64 may stand on different sides: there either gradient is right.
-    kink = (np.abs(want[6]) < 1e-4) & (activation is not None)
+    kink = (np.abs(reference.forward(*forward)) < 1e-4) & (activation is not None)
     count = max(1, x.numel() // x.shape[1])
     names = ("z", "mean", "var", "dx", "dweight", "dbias")
     for name, got, expected in zip(names, (z, mean, var, dx, dweight, dbias), want, strict=False):
-        relative = 2e-6 if name in ("mean", "var") else tolerance * scale
+        relative = 2e-6 if name in ("mean", "var") else tolerance
         # A sum's own scale is that of its terms, and a value at the kink may be missing from it.
-        absolute = relative * (1 + np.abs(np.nan_to_num(expected)).max())
+        absolute = relative * (1 + np.abs(expected).max())
+        if name == "dx":  # its three terms may cancel: with two values a channel they leave nothing
+            absolute *= 1 + np.abs(arrays[1] / np.sqrt(want[2])).max() * np.abs(to_numpy(dz)).max()
         if name in ("dweight", "dbias"):
             absolute = 4e-6 * np.sqrt(count) + kink.sum() * 10
         error = np.abs(to_numpy(got) - expected)
@@ -98,12 +74,12 @@ def check(x, weight, bias, dz, activation, scale=1.0):
         if name == "dx":
             allowed = np.where(kink, np.inf, allowed + kink.sum() * 20 / count)
         assert got.shape == expected.shape
-        assert (np.isnan(error) == np.isnan(expected)).all(), name
-        assert not (error > allowed).any(), f"{name}: off by {np.nanmax(error - allowed)} more than allowed"
+        assert (error <= allowed).all(), f"{name}: off by {np.max(error - allowed)} more than allowed"
 
 
 # ---- Values ----
 
+# Sizes of maps around the vectors' widths and the unrolled loop's; one image of many places; one place of many images.
 SHAPES = [(7, 5, s) for s in range(1, 18)] + [(3, 2, 31), (3, 2, 33), (2, 3, 63), (2, 3, 64), (2, 3, 65), (1, 3, 257)]
 CHANNELS = [1, 2, 3, 15, 16, 17, 31, 64, 65, 127, 128, 129, 255, 256, 1024, 1025]
 
@@ -131,3 +107,341 @@ def test_any_number_of_axes(shape):
 
 def test_a_value_per_place_is_normalised_across_the_batch():
     check(*make((4097, 3)), "relu")
+
+
+# ---- Values that break others ----
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_a_spread_far_below_the_mean_is_nearer_to_float64_than_torch(channels_last):
+    rng = torch.Generator().manual_seed(1)
+    x = make((16, 8, 14, 14), channels_last=channels_last)[0]
+    x = torch.empty_like(x).copy_(torch.randn(x.shape, generator=rng) * 1e-2 + 1e4)
+    ones, zeros = torch.ones(8), torch.zeros(8)
+    want = reference.forward(to_numpy(x), np.ones(8), np.zeros(8))
+    ours = functional.normalize_by_batch(x, ones, zeros, 1e-5)[0]
+    torchs = F.batch_norm(x, None, None, ones, zeros, training=True)
+    error, torch_error = (np.abs(to_numpy(z) - want).max() for z in (ours, torchs))
+    assert error < 1e-5  # the deviations themselves are exact; torch is off by a twentieth
+    assert error < torch_error / 100
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_a_constant_channel_is_its_bias_exactly(channels_last):
+    x, weight, bias, dz = make((4, 6, 5, 5), channels_last=channels_last)
+    x[:, 2] = 0.1
+    z, _, var, dx, *_ = run(x, weight, bias, dz, None)
+    assert (z[:, 2] == bias[2]).all()
+    assert var[2] == 0
+    assert dx.isfinite().all()
+
+
+@pytest.mark.parametrize("value", [float("inf"), -float("inf"), float("nan")], ids=str)
+@pytest.mark.parametrize("at", [0, 3], ids=["first value", "later value"])
+@pytest.mark.parametrize("activation", [None, "relu"])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_inf_and_nan_spoil_their_channel_alone_as_in_torch(value, at, activation, channels_last):
+    x, weight, bias, dz = make((4, 6, 5, 5), channels_last=channels_last)
+    x[0, 2, 0, at] = value
+    z, mean, _, dx, dweight, dbias = run(x, weight, bias, dz, activation)
+    x, weight, bias = (t.clone().requires_grad_() for t in (x, weight, bias))
+    theirs = F.batch_norm(x, None, None, weight, bias, training=True)
+    theirs = theirs.relu() if activation else theirs
+    gradients = torch.autograd.grad(theirs, (x, weight, bias), dz)
+    for ours, other in zip((z, dx, dweight, dbias), (theirs, *gradients), strict=True):
+        assert torch.equal(ours.isnan(), other.isnan())
+    assert torch.equal(mean.isfinite(), torch.arange(6) != 2)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_denormals_are_kept(channels_last):
+    x, weight, bias, dz = make((4, 6, 5, 5), channels_last=channels_last)
+    x.mul_(1e-40)
+    z, mean, *_ = run(x, weight * 0 + 1, bias * 0, dz, None, eps=1e-30)
+    assert mean.abs().min() > 0
+    want = reference.forward(to_numpy(x), np.ones(6), np.zeros(6), eps=1e-30)
+    np.testing.assert_allclose(to_numpy(z), want, atol=1e-45, rtol=2e-6)
+
+
+def test_values_near_the_largest_float_have_finite_results_where_torch_overflows():
+    x, weight, bias, dz = make((4, 3, 8))
+    z = run(x * 1e30, weight, bias, dz, None)[0]
+    np.testing.assert_allclose(
+        to_numpy(z), reference.forward(to_numpy(x * 1e30), to_numpy(weight), to_numpy(bias)), rtol=1e-5, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("activation", ["relu", "leaky_relu"])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_the_backward_sees_the_same_mask_as_the_forward(activation, channels_last):
+    # Values on the kink to the last bit: y rounds to zero or next to it in about a third of the places.
+    x, _, _, dz = make((8, 5, 7, 9), channels_last=channels_last)
+    x = torch.empty_like(x).copy_(torch.randint(-2, 3, x.shape) * 1e-7 + 1.0)
+    z, mean, var, *_ = run(x, torch.ones(5), torch.zeros(5), dz, activation)
+    _, _, saved = mean, var, kernels.forward(x, torch.ones(5), torch.zeros(5), 1e-5, activation, SLOPE)[3]
+    ones = torch.ones_like(x)
+    dbias = kernels.backward(ones, x, torch.ones(5), torch.zeros(5), saved, activation, SLOPE)[2]
+    open_gates = (z > 0).sum((0, 2, 3)) + (SLOPE if activation == "leaky_relu" else 0) * (z <= 0).sum((0, 2, 3))
+    torch.testing.assert_close(dbias, open_gates.float(), rtol=1e-6, atol=0)
+
+
+def test_an_empty_batch_has_nan_statistics_as_in_torch():
+    z, mean, var = functional.normalize_by_batch(torch.empty(0, 3, 4), torch.ones(3), torch.zeros(3), 1e-5)
+    assert z.shape == (0, 3, 4)
+    assert mean.isnan().all()
+    assert var.isnan().all()
+
+
+# ---- Layouts, memory ----
+
+VIEWS = {
+    "batch slice": lambda x: x[1:5],
+    "channel slice": lambda x: x[:, 1:4],
+    "strided": lambda x: x[..., ::2],
+    "transposed": lambda x: x.transpose(2, 3),
+    "flipped axes": lambda x: x.permute(3, 1, 2, 0),
+    "expanded": lambda x: x[:1].expand(5, -1, -1, -1),
+    "offset": lambda x: x.flatten()[3 : 3 + 4 * 6 * 5].view(4, 6, 5),
+}
+
+
+@pytest.mark.parametrize("view", VIEWS.values(), ids=VIEWS)
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_any_strides_give_the_right_result(view, channels_last):
+    x, *_ = make((6, 6, 8, 8), channels_last=channels_last)
+    x = view(x.contiguous() if view is VIEWS["offset"] else x)
+    _, weight, bias, dz = make(tuple(x.shape))
+    check(x, weight, bias, dz, "relu")
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_the_output_and_the_gradient_keep_the_memory_format(channels_last):
+    x, weight, bias, dz = make((3, 5, 4, 6), channels_last=channels_last)
+    z, _, _, dx, *_ = run(x, weight, bias, dz.contiguous(), "relu")
+    assert z.stride() == x.stride()
+    assert dx.stride() == x.stride()
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(3, 5, 7), (2, 33, 17), (5, 64, 49), (40, 3), (2, 130, 5)], ids=str)
+def test_nothing_is_written_outside_the_outputs(shape, dtype, channels_last, monkeypatch):
+    guarded = []
+
+    def guard(like, dtype):
+        pad = 256 // dtype.itemsize
+        whole = torch.full((like.numel() + 2 * pad,), 77.0, dtype=dtype)
+        guarded.append((whole, pad))
+        return whole[pad:-pad].as_strided(like.shape, like.stride(), pad)
+
+    plain = torch.empty_like
+    x, weight, bias, dz = make(shape, dtype, channels_last)
+    monkeypatch.setattr(torch, "empty_like", lambda t: guard(plain(t), t.dtype))
+    z, mean, var, saved = kernels.forward(x, weight, bias, 1e-5, "relu", 0.0)
+    dx, *_ = kernels.backward(dz, x, weight, bias, saved, "relu", 0.0)
+    e = kernels.inference(x, mean, var, weight, bias, 1e-5, "relu", 0.0)
+    assert len(guarded) == 3
+    for (whole, pad), out in zip(guarded, (z, dx, e), strict=True):
+        assert not (out == 77).all()
+        assert (whole[:pad] == 77).all()
+        assert (whole[-pad:] == 77).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    n=st.integers(1, 9),
+    channels=st.integers(1, 70),
+    places=st.lists(st.integers(1, 9), max_size=3),
+    channels_last=st.booleans(),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    activation=st.sampled_from([None, "relu", "leaky_relu"]),
+    seed=st.integers(0, 99),
+)
+def test_random_shapes(n, channels, places, channels_last, dtype, activation, seed):
+    shape = (n, channels, *places)
+    if n * int(np.prod(places)) > 1:
+        check(*make(shape, dtype, channels_last and len(places) > 0, seed), activation)
+
+
+# ---- Inference ----
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("activation", [None, "relu", "leaky_relu", "sigmoid"])
+@pytest.mark.parametrize("shape", [(3, 5, 7, 3), (2, 64, 6, 6), (1, 1025, 1, 1), (0, 3, 2, 2)], ids=str)
+def test_inference_values(shape, activation, dtype, channels_last):
+    x, weight, bias, _ = make(shape, dtype, channels_last)
+    mean, var = torch.linspace(2, 4, shape[1]), torch.linspace(0.5, 5, shape[1])
+    z = functional.normalize(x, mean, var, weight, bias, 1e-5, activation, SLOPE)
+    arrays = [to_numpy(t) for t in (x, weight, bias)]
+    want = reference.forward(*arrays, 1e-5, activation, SLOPE, to_numpy(mean), to_numpy(var))
+    # The sigmoid is torch's operation behind the kernel: y, below 8, is rounded once more before it.
+    once_more = 8 * TOLERANCE[dtype] / 4 if activation == "sigmoid" else 0
+    np.testing.assert_allclose(to_numpy(z), want, rtol=2 * TOLERANCE[dtype], atol=4e-6 + once_more)
+    assert z.stride() == x.stride()
+
+
+# ---- The operator in torch's machinery ----
+
+
+def network(**options):
+    torch.manual_seed(0)
+    return torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 3),
+        bn.BatchNorm2d(8, activation="relu", **options),
+        torch.nn.Conv2d(8, 4, 3),
+        bn.BatchNorm2d(4, activation="leaky_relu", **options),
+    )
+
+
+def gradients(model, x):
+    z = model(x)
+    z.square().sum().backward()
+    return z, [p.grad for p in model.parameters()], list(model.buffers())
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_compiled_whole_and_eager_agree(channels_last):
+    eager = network()
+    compiled = copy.deepcopy(eager)
+    x = torch.randn(4, 3, 9, 9)
+    x = x.contiguous(memory_format=torch.channels_last) if channels_last else x
+    torch._dynamo.reset()
+    # The graph alone is under test, not the code generator: "aot_eager" compiles in a second.
+    got = gradients(torch.compile(compiled, fullgraph=True, backend="aot_eager"), x)
+    torch.testing.assert_close(got, gradients(eager, x), rtol=1e-5, atol=1e-4)
+
+
+def test_exported_program_calls_the_operator_for_any_batch_size():
+    model, x = network(), torch.randn(4, 3, 9, 9)
+    program = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim("n", min=2)},))
+    assert "batchnorm.normalize_by_batch" in str(program.graph)
+    x = torch.randn(7, 3, 9, 9)
+    torch.testing.assert_close(program.module()(x), model(x))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # of opcheck's own copies
+@pytest.mark.parametrize("stride", [1, 2])
+def test_the_operator_passes_torchs_own_checks(stride):
+    x, weight, bias, _ = make((4, 3, 8))
+    x, weight, bias = (t.detach().requires_grad_() for t in (x[..., ::stride], weight, bias))
+    torch.library.opcheck(functional._normalize_by_batch, (x, weight, bias, 1e-5, "relu", 0.0))
+
+
+def test_autocast_keeps_the_dtype_of_its_input():
+    model = network()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        z = model(torch.randn(4, 3, 9, 9))
+    assert z.dtype == torch.bfloat16
+    z.float().sum().backward()
+    assert all(p.grad.dtype == torch.float32 for p in model.parameters())
+
+
+def test_functional_call_and_its_gradients_agree_with_the_layer():
+    model, x = network(track_running_stats=False), torch.randn(4, 3, 9, 9)
+    parameters = {name: p.detach() for name, p in model.named_parameters()}
+    got = torch.func.grad(lambda p: torch.func.functional_call(model, p, (x,)).square().sum())(parameters)
+    torch.testing.assert_close(list(got.values()), gradients(model, x)[1], rtol=1e-5, atol=1e-4)
+
+
+def test_activation_checkpointing_gives_the_same_gradients():
+    plain = network()
+    model, x = copy.deepcopy(plain), torch.randn(4, 3, 9, 9)
+    torch.utils.checkpoint.checkpoint(model, x, use_reentrant=False).square().sum().backward()
+    torch.testing.assert_close([p.grad for p in model.parameters()], gradients(plain, x)[1])
+
+
+@pytest.mark.parametrize("activation", [None, "leaky_relu", "sigmoid"])
+def test_double_backward_agrees_with_torchs(activation):
+    x, weight, bias, _ = make((6, 3, 5))
+    g = {None: lambda y: y, "leaky_relu": lambda y: F.leaky_relu(y, SLOPE), "sigmoid": torch.sigmoid}[activation]
+
+    def penalty(normalize):
+        leaves = [t.clone().requires_grad_() for t in (x, weight, bias)]
+        (dx,) = torch.autograd.grad(normalize(*leaves).pow(3).sum(), leaves[0], create_graph=True)
+        return torch.autograd.grad(dx.square().sum(), leaves[:2])
+
+    ours = penalty(lambda x, w, b: functional.normalize_by_batch(x, w, b, 1e-5, activation, SLOPE)[0])
+    theirs = penalty(lambda x, w, b: g(F.batch_norm(x, None, None, w, b, training=True)))
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_float64_is_torchs_and_passes_gradcheck():
+    x, weight, bias, _ = (t.double() for t in make((4, 3, 5)))
+    inputs = [t.requires_grad_() for t in (x, weight, bias)]
+    assert torch.autograd.gradcheck(lambda *t: functional.normalize_by_batch(*t, 1e-5, "leaky_relu")[0], inputs)
+
+
+def test_saved_for_the_backward_are_the_input_the_parameters_and_two_numbers_a_channel():
+    x, weight, bias, _ = (t.requires_grad_() for t in make((4, 3, 50)))
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        functional.normalize_by_batch(x, weight, bias, 1e-5, "relu")
+    assert {t.data_ptr() for t in saved[:3]} == {t.data_ptr() for t in (x, weight, bias)}
+    assert [t.shape for t in saved[3:]] == [(2, 3)]
+
+
+def test_running_statistics_moved_by_the_kernel_are_noticed_by_autograd():
+    mean, var = torch.zeros(3), torch.ones(3)
+    version = mean._version
+    assert functional.update_running(mean, var, torch.ones(3), torch.ones(3), 0.5) is True
+    assert mean._version > version
+    assert mean.tolist() == [0.5] * 3
+
+
+# ---- Threads ----
+
+THREADED = [(8, 40, 40, 40), (9, 1, 90, 90), (3, 1025, 6, 7)]
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("shape", THREADED, ids=str)
+def test_the_bits_are_the_same_for_any_number_of_threads(shape, channels_last):
+    arguments = make(shape, channels_last=channels_last)
+    torch.set_num_threads(1)
+    one = run(*arguments, "relu")
+    for count in (2, 3):
+        torch.set_num_threads(count)
+        for a, b in zip(one, run(*arguments, "relu"), strict=True):
+            assert torch.equal(a, b)
+
+
+def test_threads_are_those_that_torch_already_runs():
+    def count():
+        return len(list(Path("/proc/self/task").iterdir()))
+
+    if not Path("/proc/self/task").exists():
+        pytest.skip("counts threads in /proc")
+    assert kernels._kernels.has_pool()
+    torch.set_num_threads(2)
+    x, weight, bias, dz = make((8, 40, 40, 40))
+    x.exp()  # torch's own pool, of this thread
+    before = count()
+    run(x, weight, bias, dz, "relu")
+    assert count() == before
+
+
+def test_threads_of_python_may_call_at_once():
+    arguments = make((8, 40, 40, 40))
+    want = run(*arguments, "relu")
+    results = []
+    workers = [threading.Thread(target=lambda: results.append(run(*arguments, "relu"))) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert len(results) == 4
+    assert all(torch.equal(a, b) for result in results for a, b in zip(result, want, strict=True))
+
+
+# ---- Without the extension ----
+
+
+def test_without_the_extension_torch_computes_the_same(monkeypatch):
+    arguments = make((4, 3, 5, 5))
+    compiled = run(*arguments, "leaky_relu")
+    monkeypatch.setattr(kernels, "_kernels", None)
+    assert not bn.kernels_available()
+    for ours, torchs in zip(compiled, run(*arguments, "leaky_relu"), strict=True):
+        torch.testing.assert_close(ours, torchs, rtol=1e-4, atol=1e-4)

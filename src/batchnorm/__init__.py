@@ -6,6 +6,7 @@ from .kernels import kernels_available as kernels_available
 from .layers import BatchNorm1d as BatchNorm1d
 from .layers import BatchNorm2d as BatchNorm2d
 from .layers import BatchNorm3d as BatchNorm3d
+from .memory import keep_memory as keep_memory
 from .moments import Moments as Moments
 
 __version__ = "0.1.0"

@@ -187,19 +187,21 @@ def _kernel_takes(x: Tensor, *channelwise: Tensor | None) -> bool:
 
 
 def _kernel_operator_takes(x: Tensor, *channelwise: Tensor | None) -> bool:
-    """Whether a tracer records the kernel as an operator; strides are looked at when it runs, as sizes may be symbols."""
+    """Whether a tracer records the kernel as an operator; it looks at strides when it runs: sizes may be symbols yet."""
     traced = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
     return traced and kernels.kernels_available() and _kernel_fits(x, *channelwise)
 
 
 def _kernel_fits(x: Tensor, *channelwise: Tensor | None) -> bool:
-    if x.device.type != "cpu" or x.dtype not in kernels.DTYPES or x.layout != torch.strided or x.dim() < 2:
+    if not x.is_cpu or x.dtype not in kernels.DTYPES or x.layout != torch.strided or x.dim() < 2:
         return False
-    return all(
-        p is None
-        or (p.dtype == torch.float32 and p.device.type == "cpu" and p.shape == x.shape[1:2] and p.is_contiguous())
-        for p in channelwise
-    )
+    channels = x.size(1)
+    for p in channelwise:
+        if p is not None and not (
+            p.dtype == torch.float32 and p.is_cpu and p.dim() == 1 and p.size(0) == channels and p.is_contiguous()
+        ):
+            return False
+    return True
 
 
 def _is_eager(*tensors: Tensor | None) -> bool:
@@ -282,13 +284,13 @@ def _normalize_by_batch_backward(
 
 
 @_normalize_by_batch.register_fake
-def _(x, weight, bias, eps, activation, slope):
+def _(x: Tensor, *_: object) -> tuple[Tensor, ...]:
     mean, var = (x.new_empty(x.shape[1], dtype=torch.float32) for _ in range(2))
     return torch.empty_like(x), mean, var, x.new_empty((2, x.shape[1]), dtype=torch.float64)
 
 
 @_normalize_by_batch_backward.register_fake
-def _(dz, x, weight, bias, saved, activation, slope):
+def _(_dz: Tensor, x: Tensor, *_: object) -> tuple[Tensor, ...]:
     dweight, dbias = (x.new_empty(x.shape[1], dtype=torch.float32) for _ in range(2))
     return torch.empty_like(x), dweight, dbias
 
@@ -310,8 +312,9 @@ def _normalize_by_batch_in_torch(
 ) -> tuple[Tensor, Tensor, Tensor]:
     channels = x.shape[1] if x.dim() > 1 else 0
     # torch blends its running statistics in place: from zero with momentum 1 they become the batch's own.
-    dtype = _statistics_dtype(x)
-    mean, var = x.new_zeros(channels, dtype=dtype), x.new_zeros(channels, dtype=dtype)
+    # An empty batch leaves them as they are, NaN then: there is nothing to blend in.
+    start = 0.0 if x.numel() else math.nan
+    mean, var = (x.new_full((channels,), start, dtype=_statistics_dtype(x)) for _ in range(2))
     return F.batch_norm(x, mean, var, weight, bias, training=True, momentum=1.0, eps=eps), mean, var
 
 

@@ -22,14 +22,14 @@ def kernels_available() -> bool:
 def is_channels_last(x: Tensor) -> bool | None:
     """Whether the channels of a dense `x` vary fastest in memory; None if `x` is neither (N, C, S) nor (N, S, C)."""
     if x.is_contiguous():
-        return x.shape[1] == 1 or x.dim() == 2 or x.shape[2:].numel() == 1
+        return x.size(1) == 1 or x.dim() == 2 or x.shape[2:].numel() == 1
     return True if x.movedim(1, -1).is_contiguous() else None
 
 
 def forward(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, activation: str | None, slope: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """z, the batch's mean and unbiased variance, (C,) each, and what the backward wants: mean and rstd, (2, C) double."""
+    """z, the batch's mean and unbiased variance, (C,) each, and for the backward mean and rstd, (2, C) double."""
     z, channels = torch.empty_like(x), x.shape[1]
     mean, var = x.new_empty(channels, dtype=torch.float32), x.new_empty(channels, dtype=torch.float32)
     saved = x.new_empty((2, channels), dtype=torch.float64)
@@ -96,11 +96,11 @@ def _problem(
     activation: str | None,
     slope: float,
 ) -> object:
-    n, c = x.shape[0], x.shape[1]
+    n, c = x.size(0), x.size(1)
     return _kernels.Problem(
         n,
         c,
-        x.shape[2:].numel(),
+        x.numel() // (n * c) if x.numel() else 0,
         bool(channels_last),
         x.dtype == torch.bfloat16,
         ACTIVATIONS[activation],
