@@ -9,6 +9,7 @@ from typing import Literal, TypeVar, get_args
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import forward_ad
 from torch.nn import Parameter
 
@@ -187,7 +188,7 @@ def _kernel_takes(x: Tensor, *channelwise: Tensor | None) -> bool:
 
 
 def _kernel_operator_takes(x: Tensor, *channelwise: Tensor | None) -> bool:
-    """Whether a tracer records the kernel as an operator; it looks at strides when it runs: sizes may be symbols yet."""
+    """Whether a tracer records the kernel as an operator; it looks at strides as it runs: sizes may be symbols yet."""
     traced = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
     return traced and kernels.kernels_available() and _kernel_fits(x, *channelwise)
 
@@ -206,9 +207,9 @@ def _kernel_fits(x: Tensor, *channelwise: Tensor | None) -> bool:
 
 def _is_eager(*tensors: Tensor | None) -> bool:
     """Whether these are ordinary tensors, read by no tracer, transform or mode."""
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or torch.jit.is_tracing():
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or torch._C._is_tracing():
         return False
-    if torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0:
+    if peek_interpreter_stack() is not None or forward_ad._current_level >= 0:
         return False
     return all(t is None or type(t) in (Tensor, Parameter) for t in tensors)
 
@@ -234,8 +235,8 @@ class _NormalizeByBatch(torch.autograd.Function):
         return z, mean, var
 
     @staticmethod
-    def backward(ctx, dz, *_):
-        return *_gradients(ctx, dz, kernels.backward), None, None, None
+    def backward(ctx, *gradients):
+        return *_gradients(ctx, gradients[0], kernels.backward), None, None, None
 
 
 def _gradients(ctx, dz: Tensor | None, backward: Callable) -> tuple[Tensor | None, ...]:
@@ -262,8 +263,8 @@ def _normalize_by_batch(
     """z, mean, unbiased var, and what the backward wants: the kernel as `torch.compile` and `torch.export` see it."""
     if kernels.is_channels_last(x) is not None:
         return kernels.forward(x, weight, bias, eps, activation, slope)
-    z, *statistics = kernels.forward(x.contiguous(), weight, bias, eps, activation, slope)
-    return torch.empty_like(x).copy_(z), *statistics
+    z, mean, var, saved = kernels.forward(x.contiguous(), weight, bias, eps, activation, slope)
+    return torch.empty_like(x).copy_(z), mean, var, saved
 
 
 @torch.library.custom_op("batchnorm::normalize_by_batch_backward", mutates_args=(), device_types="cpu")
@@ -279,8 +280,8 @@ def _normalize_by_batch_backward(
     """Gradients of x, weight and bias."""
     if kernels.is_channels_last(x) is not None:
         return kernels.backward(dz, x, weight, bias, saved, activation, slope)
-    dx, *rest = kernels.backward(dz, x.contiguous(), weight, bias, saved, activation, slope)
-    return torch.empty_like(x).copy_(dx), *rest
+    dx, dweight, dbias = kernels.backward(dz, x.contiguous(), weight, bias, saved, activation, slope)
+    return torch.empty_like(x).copy_(dx), dweight, dbias
 
 
 @_normalize_by_batch.register_fake

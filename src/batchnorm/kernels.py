@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
-try:
+if TYPE_CHECKING:
     from . import _kernels
-except ImportError:  # built without a compiler: torch computes everything, slower
-    _kernels = None
+else:
+    try:
+        from . import _kernels
+    except ImportError:  # built without a compiler: torch computes everything, slower
+        _kernels = None
 
 ACTIVATIONS: dict[str | None, int] = {None: 0, "relu": 1, "leaky_relu": 2}
 DTYPES = (torch.float32, torch.bfloat16)
@@ -47,16 +52,16 @@ def backward(
     activation: str | None,
     slope: float,
     want_dx: bool = True,
-) -> tuple[Tensor | None, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of x, weight and bias, from that of z, which is copied if its layout is not that of x."""
     last = is_channels_last(x)
     if not (dz.movedim(1, -1) if last else dz).is_contiguous():
         dz = torch.empty_like(x).copy_(dz)
-    dx = torch.empty_like(x) if want_dx else None
+    dx = torch.empty_like(x) if want_dx else x.new_empty(0)  # without an address: not computed
     dweight, dbias = saved.new_empty(x.shape[1], dtype=torch.float32), saved.new_empty(x.shape[1], dtype=torch.float32)
     problem = _problem(x, last, weight, bias, activation, slope)
     _kernels.backward(
-        problem, x.data_ptr(), dz.data_ptr(), *_rows(saved), _address(dx), dweight.data_ptr(), dbias.data_ptr()
+        problem, x.data_ptr(), dz.data_ptr(), *_rows(saved), dx.data_ptr(), dweight.data_ptr(), dbias.data_ptr()
     )
     return dx, dweight, dbias
 
@@ -95,7 +100,7 @@ def _problem(
     bias: Tensor | None,
     activation: str | None,
     slope: float,
-) -> object:
+) -> _kernels.Problem:
     n, c = x.size(0), x.size(1)
     return _kernels.Problem(
         n,
