@@ -1,0 +1,36 @@
+"""The loops of csrc, built with AddressSanitizer and UndefinedBehaviorSanitizer, over blocks of exactly their size."""
+
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+COMPILER = shutil.which("c++") or shutil.which("g++")
+FLAGS = ["-std=c++17", "-O0", "-g", "-ffp-contract=off", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+KERNELS = ["-DBATCHNORM_KERNELS=kernels_checked", '-DBATCHNORM_TARGET="checked"', f"-I{ROOT / 'csrc'}"]
+
+
+def widest() -> list[str]:
+    """The flags of the widest vectors that this machine runs."""
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return []
+    flags = Path("/proc/cpuinfo").read_text().split() if Path("/proc/cpuinfo").exists() else []
+    level = "v4" if "avx512vl" in flags else "v3" if "avx2" in flags else "v2"
+    return [f"-march=x86-64-{level}"]
+
+
+@pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
+def test_no_byte_outside_is_touched_and_nothing_is_undefined(tmp_path):
+    driver = tmp_path / "sanitized"
+    sources = [ROOT / "tests" / "sanitized.cpp", ROOT / "csrc" / "batch_norm.cpp", ROOT / "csrc" / "threads.cpp"]
+    build = [COMPILER, *FLAGS, *widest(), *KERNELS, *map(str, sources), "-o", str(driver), "-ldl"]
+    built = subprocess.run(build, capture_output=True, text=True, check=False)
+    if "cannot find" in built.stderr and "san" in built.stderr:
+        pytest.skip("the compiler has no sanitizers")
+    assert built.returncode == 0, built.stderr
+    done = subprocess.run([str(driver)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout == "4752 runs\n"
