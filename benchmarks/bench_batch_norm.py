@@ -1,8 +1,8 @@
 """BN + ReLU of the 69 layers of BN-Inception at batch 32 (Fig. 5): torch eager, torch.compile and the fused kernels.
 
-Every contender is checked against float64 before the clock starts; then they alternate, shape by shape, in one process.
-The least of many rounds counts, for all alike: a neighbour on the machine disturbs rounds, never in anyone's favour. The
-record holds every round.
+Every contender is checked against float64 before the clock starts; then they alternate, shape by shape, in one
+process. The least of many rounds counts, for all alike: a neighbour on the machine disturbs rounds, never in anyone's
+favour. The record holds every round.
 """
 
 from __future__ import annotations
@@ -49,10 +49,14 @@ def layers() -> Counter[tuple[int, int, int, int]]:
 
 def contenders(shape: tuple[int, ...], with_compile: bool) -> dict[str, nn.Module]:
     channels = shape[1]
-    torchs = nn.Sequential(nn.BatchNorm2d(channels), nn.ReLU(inplace=True))
-    found: dict[str, nn.Module] = {"torch": torchs, "ours": bn.BatchNorm2d(channels, activation="relu")}
+
+    def torchs() -> nn.Module:
+        return nn.Sequential(nn.BatchNorm2d(channels), nn.ReLU(inplace=True))
+
+    found = {"torch": torchs(), "ours": bn.BatchNorm2d(channels, activation="relu")}
     if with_compile:
-        found["compile"] = torch.compile(nn.Sequential(nn.BatchNorm2d(channels), nn.ReLU(inplace=True)), dynamic=False)
+        found["compile"] = torchs()
+        found["compile"].compile(dynamic=False)
     return found
 
 
@@ -79,14 +83,14 @@ def measure(shape: tuple[int, ...], layout: str, dtype: torch.dtype, rounds: int
     x, dz = (torch.randn(shape, dtype=dtype).contiguous(memory_format=FORMATS[layout]) for _ in range(2))
     x.requires_grad_()
     copy = torch.empty_like(x.detach())
-    rows = {name: {"forward": [], "backward": [], "inference": []} for name in (*contenders(shape, with_compile),)}
     found = contenders(shape, with_compile)
+    rows: dict[str, dict[str, list[float]]] = {name: {"forward": [], "backward": [], "inference": []} for name in found}
     for name, layer in found.items():
         check(name, layer, x, dz)
     copies: list[float] = []
     for round_ in range(rounds + 1):
         for name, layer in found.items():
-            times = run(layer, x, dz)
+            times = run(layer, x, dz, inference=name != "compile")
             if round_:  # the first warms up
                 for phase, taken in times.items():
                     rows[name][phase].append(taken)
@@ -98,7 +102,7 @@ def measure(shape: tuple[int, ...], layout: str, dtype: torch.dtype, rounds: int
     return [{"shape": shape, "bytes": size, "contender": name, **times} for name, times in rows.items()]
 
 
-def run(layer: nn.Module, x: Tensor, dz: Tensor) -> dict[str, float]:
+def run(layer: nn.Module, x: Tensor, dz: Tensor, inference: bool) -> dict[str, float]:
     parameters = list(layer.parameters())
     start = time.perf_counter()
     z = layer(x)
@@ -106,7 +110,7 @@ def run(layer: nn.Module, x: Tensor, dz: Tensor) -> dict[str, float]:
     torch.autograd.grad(z, [x, *parameters], dz)
     backward = time.perf_counter()
     times = {"forward": (forward - start) * 1e3, "backward": (backward - forward) * 1e3}
-    if not isinstance(layer, torch._dynamo.OptimizedModule):
+    if inference:
         layer.eval()
         with torch.no_grad():
             start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""What `keep_memory` is worth: training steps of BN + ReLU at large maps, with and without, each in a process of its own."""
+"""What `keep_memory` is worth: training steps of BN + ReLU at large maps, each setting in a process of its own."""
 
 from __future__ import annotations
 
