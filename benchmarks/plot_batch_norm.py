@@ -1,0 +1,61 @@
+"""The table and the picture of records/kernels, from its JSON alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+
+RECORDS = Path(__file__).parents[1] / "records" / "kernels"
+PASSES = {"NCHW": 5, "NHWC": 8}  # forward and backward, the fewest that the layout allows
+NAMES = {"torch": "torch eager", "compile": "torch.compile", "ours": "batchnorm"}
+COLOURS = {"torch": "#9aa5b1", "compile": "#cfd6dd", "ours": "#2266aa"}
+
+
+def main() -> None:
+    records = {path.stem: json.loads(path.read_text()) for path in sorted(RECORDS.glob("N*.json"))}
+    print(
+        "| run | torch, ms | ours, ms | times torch | times torch.compile | least of a shape | inference, times torch |"
+    )
+    print("|---|---|---|---|---|---|---|")
+    for name, record in records.items():
+        s = record["summary"]
+        compiled = f"{s['times_compile']:.2f}" if s["times_compile"] else ""
+        print(
+            f"| {name} | {s['ms']['torch']:.1f} | {s['ms']['ours']:.1f} | {s['times_torch']:.2f} | {compiled} "
+            f"| {s['least_times_torch']:.2f} at {s['least_at']} | {s['inference_times_torch']:.2f} |"
+        )
+    draw(records)
+
+
+def draw(records: dict[str, dict]) -> None:
+    figure, axes = plt.subplots(1, len(records), figsize=(3 * len(records), 4), layout="constrained")
+    for axis, (name, record) in zip(axes, records.items(), strict=True):
+        milliseconds = record["summary"]["ms"]
+        shown = [c for c in NAMES if c in milliseconds]
+        bars = axis.bar(
+            [NAMES[c] for c in shown], [milliseconds[c] for c in shown], color=[COLOURS[c] for c in shown], width=0.6
+        )
+        axis.bar_label(bars, fmt="%.0f", padding=2)
+        limit = milliseconds["copy"] * PASSES[record["layout"]] / 2
+        axis.axhline(limit, color="#cc4422", linewidth=1.2)
+        axis.annotate(
+            f"memory limit, {limit:.0f}",
+            (0.02, limit),
+            xycoords=("axes fraction", "data"),
+            color="#cc4422",
+            xytext=(0, 3),
+            textcoords="offset points",
+            fontsize=8,
+        )
+        layout, dtype, threads, *_ = name.split("-")
+        axis.set_title(f"{layout}, {dtype}, {threads} thread{'s' if threads != '1' else ''}", fontsize=10)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.tick_params(labelsize=8)
+    axes[0].set_ylabel("ms, forward + backward of 69 layers, batch 32")
+    figure.savefig(RECORDS / "batch_norm.png", dpi=120)
+
+
+if __name__ == "__main__":
+    main()
