@@ -156,7 +156,7 @@ class Network:
         """Whether the call writes into its first argument."""
         layer = self.layer(node)
         if layer is not None:
-            return bool(getattr(layer, "inplace", False))
+            return self.op(node) not in NOTHING_IN_EVAL and bool(getattr(layer, "inplace", False))
         name = getattr(node.target, "_opname", None) or getattr(node.target, "__name__", str(node.target))
         in_place = name in _IN_PLACE_OPERATORS or (name.endswith("_") and not name.endswith("__"))
         return in_place or self.argument(node, None, "inplace", False) is True
