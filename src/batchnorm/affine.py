@@ -13,15 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from .graph import CROPS, NOTHING_IN_EVAL, RESHAPES, Network
+from .graph import CROPS, RESHAPES, Network
 
-MOVES = RESHAPES | CROPS | NOTHING_IN_EVAL | {"permute", "transpose", "swapaxes", "movedim", "t", "cat", "concat"}
+MOVES = RESHAPES | CROPS | {"contiguous", "clone", "detach", "alias"} | {"permute", "transpose", "swapaxes", "movedim", "t", "cat", "concat"}
 MOVES |= {"concatenate", "stack", "chunk", "split", "splitwithsizes", "unbind", "flip", "roll", "tensorsplit"}
 MOVES |= {"channelshuffle", "pixelshuffle", "pixelunshuffle", "expand", "expandas", "repeat", "tile"}
 AVERAGES = frozenset(
     {f"{kind}{rank}d" for kind in ("avgpool", "adaptiveavgpool", "upsamplenearest") for rank in (1, 2, 3)}
     | {"mean", "interpolate", "upsample", "upsamplebilinear2d", "upsamplebicubic2d", "upsamplelinear1d"}
 )
+SHAPED_LIKE = frozenset({"reshapeas", "viewas", "expandas"})  # take only the shape of their second argument
 MAXIMA = frozenset({f"{kind}{rank}d" for kind in ("maxpool", "adaptivemaxpool") for rank in (1, 2, 3)} | {"amax"})
 
 _EQUAL = 1e-12  # relative: what averaging equal doubles can lose
@@ -62,6 +63,8 @@ def data_inputs(network: Network, node: fx.Node) -> list[fx.Node]:
     """The tensors that a call takes its values from, seen through calls that give tuples (split, chunk)."""
     found: dict[fx.Node, None] = {}
     for source in node.all_input_nodes:
+        if network.op(node) in SHAPED_LIKE and source is not network.input(node):
+            continue
         if network.shape(source) is not None:
             found[source] = None
         elif _gives_tensors(source):
@@ -73,6 +76,8 @@ def data_users(network: Network, node: fx.Node) -> list[fx.Node]:
     """The calls that take values from `node`: not those that read its shape; those behind a tuple instead of it."""
     users: list[fx.Node] = []
     for user in node.users:
+        if network.op(user) in SHAPED_LIKE and node is not network.input(user):
+            continue
         if user.op == "output" or network.shape(user) is not None:
             users.append(user)
         elif _gives_tensors(user):
@@ -85,7 +90,7 @@ def forward(network: Network, node: fx.Node, source: fx.Node, before: Affine) ->
     op, shape = network.op(node), network.shape(node)
     if shape is None or network.mutates(node) or not network.is_stock(node):
         return None
-    if op in MOVES and network.input(node) is not None or _joins(op):
+    if op in MOVES:
         after = _moved_forward(network, node, source, before)
         return after if after.scale.shape[:1] == after.shift.shape[:1] == (1,) else None
     if op in AVERAGES or (op in MAXIMA and bool((before.scale > 0).all())):
@@ -123,10 +128,6 @@ def network_shape(network: Network, node: fx.Node) -> torch.Size:
     return shape
 
 
-def _joins(op: str) -> bool:
-    return op in ("cat", "concat", "concatenate", "stack")
-
-
 def _gives_tensors(node: fx.Node) -> bool:
     value = node.meta.get("value")
     return isinstance(value, tuple | list) and any(isinstance(item, Tensor) for item in value)
@@ -143,6 +144,8 @@ def _run(network: Network, node: fx.Node, values: dict[fx.Node, Tensor]) -> Tens
     for source in node.all_input_nodes:
         if source not in known and _gives_tensors(source):
             known[source] = network.run(source, known)
+        elif source not in known and network.shape(source) is not None:
+            known[source] = torch.empty(network_shape(network, source))
     return network.run(node, known)
 
 
@@ -190,7 +193,7 @@ def _averaged_axis(network: Network, node: fx.Node, source: fx.Node, axis: int) 
 
 
 def _compress(values: Tensor, free: float) -> Tensor:
-    """Keep one value along every axis where all are equal; nan equals anything and becomes `free` if nothing decides."""
+    """Keep one value along every axis where all are equal; nan equals anything, and becomes `free` if alone."""
     for axis in range(values.dim()):
         low = torch.where(values.isnan(), torch.inf, values).amin(axis, keepdim=True)
         high = torch.where(values.isnan(), -torch.inf, values).amax(axis, keepdim=True)

@@ -1,9 +1,10 @@
-"""Algorithm 2, line 11, and beyond: batch normalization composed into its neighbours, the rest left as one affine map."""
+"""Algorithm 2, line 11, and beyond: batch normalization composed into its neighbours or left as one affine map."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -111,6 +112,7 @@ def fold(model: nn.Module, example_inputs: Any, *, tolerance: float = 1e-4) -> F
 
 Edit = tuple[str, Callable[[], None]]  # what takes the map in, and how
 Change = Callable[[Network, fx.Node, Affine], tuple[Tensor, Tensor]]
+_SUMS = ("add", "iadd")
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
@@ -122,6 +124,7 @@ class _Fold:
         self.maps: dict[fx.Node, Affine] = {}
 
     def run(self) -> list[FoldRow]:
+        _drop_identities(self.network)
         nodes = [node for node in self.network.graph.nodes if self._is_norm(node)]
         names = {node: self.network.label(node) for node in nodes}
         rows = {node: FoldRow(names[node], "kept", reason="normalises by its own batch") for node in nodes}
@@ -129,8 +132,9 @@ class _Fold:
             found = normalization(self.network, node)
             if found is not None:
                 self.maps[node] = found
-        for node in list(self.maps):
-            rows[node] = self._place(node, names)
+        for _ in range(2):  # what stood beside a batch normalization may stand beside a convolution now
+            for node in list(self.maps):
+                rows[node] = self._place(node, names)
         for node in self.maps:
             self._write(node, names[node])
         return list(rows.values())
@@ -139,8 +143,7 @@ class _Fold:
         return self.network.is_batch_norm(node) and not self.network.is_constant(node)
 
     def _place(self, node: fx.Node, names: dict[fx.Node, str]) -> FoldRow:
-        source = self.network.input(node)
-        assert source is not None
+        source = self._input(node)
         reasons = []
         for way in (self._into_sources, self._into_users, self._into_parallel):
             try:
@@ -151,9 +154,14 @@ class _Fold:
             for _, edit in edits:
                 edit()
             del self.maps[node]
-            self.network.remove(node, source)
+            self.network.remove(node, self._input(node))  # not `source`: an edit may have replaced it
             return FoldRow(names[node], "folded", tuple(dict.fromkeys(name for name, _ in edits if name)))
         return FoldRow(names[node], "left", reason="; ".join(filter(None, reasons)))
+
+    def _input(self, node: fx.Node) -> fx.Node:
+        source = self.network.input(node)
+        assert source is not None
+        return source
 
     def _into_sources(self, node: fx.Node, source: fx.Node) -> list[Edit]:
         return self._backward(source, self.maps[node])
@@ -183,12 +191,17 @@ class _Fold:
         if constant is not None:
             source, own = constant
             return [*self._backward(source, own.then(after)), ("", lambda: network.remove(node, source))]
-        if network.op(node) not in ("add", "iadd") or len(data_inputs(network, node)) != 2 or node.kwargs:
+        if network.op(node) not in _SUMS or len(data_inputs(network, node)) != 2 or node.kwargs:
             return None
         first, second = data_inputs(network, node)
         if not network.shape(first) == network.shape(second) == network.shape(node):
             return None
         without_shift = Affine(after.scale, torch.zeros_like(after.shift))
+        for term, skip in ((first, second), (second, first)):
+            convolution = self._addend(term, skip)
+            if convolution is not None:  # a(conv(x) + x) + b, as in RepViT: x goes into the convolution's own tap
+                beside = self._edit(convolution, add_identity, without_shift)
+                return [*self._backward(term, after), beside, ("", lambda term=term: network.remove(node, term))]
         return self._backward(first, after) + self._backward(second, without_shift)
 
     def _into_users(self, node: fx.Node, source: fx.Node) -> list[Edit]:
@@ -231,15 +244,22 @@ class _Fold:
 
     def _into_parallel(self, node: fx.Node, source: fx.Node) -> list[Edit]:
         """Into the tap of a convolution of the same input that reads where it writes: BN(x) + conv(x), as in RepVGG."""
-        total = next(iter(node.users))
-        if len(node.users) != 1 or self.network.op(total) not in ("add", "iadd") or total.kwargs:
+        total = next(iter(node.users), None)
+        if total is None or len(node.users) != 1 or self.network.op(total) not in (*_SUMS, "sub") or total.kwargs:
             raise Stuck("")
-        others = [term for term in total.args if term is not node]
-        convolution = self._addend(others[0], source) if len(others) == 1 else None
-        if convolution is None:
+        term = next((term for term in total.args if term is not node), None)
+        convolution = self._addend(term, source)
+        if (
+            convolution is None
+            or not isinstance(term, fx.Node)
+            or self.network.shape(term) != self.network.shape(total)
+        ):
             raise Stuck("")
-        drop = lambda: self.network.remove(total, others[0])  # noqa: E731
-        return [self._edit(convolution, add_identity, self.maps[node]), ("", drop)]
+        sign = -1 if self.network.op(total) == "sub" else 1
+        if sign < 0 and total.args[0] is node:
+            raise Stuck("")
+        map_ = Affine(sign * self.maps[node].scale, sign * self.maps[node].shift)
+        return [self._edit(convolution, add_identity, map_), ("", lambda: self.network.remove(total, term))]
 
     def _addend(self, term: Any, source: fx.Node) -> fx.Node | None:
         """A convolution of `source` among the terms of the sum `term`, read by nobody else."""
@@ -248,7 +268,7 @@ class _Fold:
             return None
         if network.is_affine(term) and network.input(term) is source and network.is_stock(term):
             return term
-        terms = term.args if network.op(term) in ("add", "iadd") and not term.kwargs else ()
+        terms = term.args if network.op(term) in _SUMS and not term.kwargs else ()
         return next(filter(None, (self._addend(part, source) for part in terms)), None)
 
     def _edit(self, node: fx.Node, change: Change, map_: Affine) -> Edit:
@@ -264,8 +284,8 @@ class _Fold:
         network, layer, source = self.network, self.network.layer(node), self.network.input(node)
         assert layer is not None
         assert source is not None
-        before, after = copy.deepcopy(layer).double(), copy.deepcopy(layer).double()
-        after.weight, after.bias = nn.Parameter(weight.to(layer.weight)), nn.Parameter(bias)
+        before, after = (copy.deepcopy(layer).cpu().double() for _ in range(2))
+        after.weight, after.bias = nn.Parameter(weight), nn.Parameter(bias)
         noise = torch.rand(affine.network_shape(network, source), dtype=torch.float64)
         with torch.no_grad():
             wanted = map_.scale * before(noise) + map_.shift
@@ -286,6 +306,17 @@ class _Fold:
             left = network.graph.call_function(torch.addcmul, (shift, source, scale))
         left.meta["value"] = node.meta["value"]
         network.remove(node, left)
+
+
+def _drop_identities(network: Network) -> None:
+    """Take out Identity and Dropout, which do nothing in eval mode."""
+    for node in list(network.graph.nodes):
+        op, source = network.op(node), network.input(node)
+        if source is None or not network.is_stock(node) or not (op == "identity" or "dropout" in op):
+            continue
+        if network.layer(node) is None and network.argument(node, 2, "training", True) is not False:
+            continue  # F.dropout drops unless it is told not to
+        network.remove(node, source)
 
 
 def _with_constant(network: Network, node: fx.Node) -> tuple[fx.Node, Affine] | None:
@@ -325,10 +356,8 @@ def _measure(model: nn.Module, folded: nn.Module, given: Call, taken: Call) -> d
     """The error of `folded` (called with `taken`) against `model` (with `given`) by precision, on two batch sizes."""
     original = copy.deepcopy(model).eval()
     errors = {_precision(original): _error(original, folded, given, taken)}
-    try:
+    with suppress(RuntimeError):  # a network that fixes the type of a tensor in its forward
         errors["float64"] = _error(original.double(), copy.deepcopy(folded).double(), _wide(given), _wide(taken))
-    except RuntimeError:
-        pass  # a network that fixes the type of a tensor in its forward
     return errors
 
 

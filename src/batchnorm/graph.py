@@ -107,7 +107,6 @@ class Network:
         self.graph = graph
         self.inputs = inputs
         self.trainable = trainable
-        graph.owning_module = None
         graph._tracer_cls = None  # ours would have to be imported to load a pickle of the result
         _record(self.as_module(), *inputs)
 
@@ -156,7 +155,7 @@ class Network:
         """Whether the call writes into its first argument."""
         layer = self.layer(node)
         if layer is not None:
-            return self.op(node) not in NOTHING_IN_EVAL and bool(getattr(layer, "inplace", False))
+            return bool(getattr(layer, "inplace", False))
         name = getattr(node.target, "_opname", None) or getattr(node.target, "__name__", str(node.target))
         in_place = name in _IN_PLACE_OPERATORS or (name.endswith("_") and not name.endswith("__"))
         return in_place or self.argument(node, None, "inplace", False) is True
@@ -262,6 +261,7 @@ class Network:
             copies += 1
             last = f"{wanted}_{copies}"
         register(owner, last)
+        self.graph.owning_module = None  # some earlier as_module() does not have it
         return f"{path}.{last}" if path else last
 
     def remove(self, node: fx.Node, instead: fx.Node) -> None:
