@@ -15,7 +15,12 @@ from torch import Tensor, fx
 
 from .graph import CROPS, RESHAPES, Network
 
-MOVES = RESHAPES | CROPS | {"contiguous", "clone", "detach", "alias"} | {"permute", "transpose", "swapaxes", "movedim", "t", "cat", "concat"}
+MOVES = (
+    RESHAPES
+    | CROPS
+    | {"contiguous", "clone", "detach", "alias"}
+    | {"permute", "transpose", "swapaxes", "movedim", "t", "cat", "concat"}
+)
 MOVES |= {"concatenate", "stack", "chunk", "split", "splitwithsizes", "unbind", "flip", "roll", "tensorsplit"}
 MOVES |= {"channelshuffle", "pixelshuffle", "pixelunshuffle", "expand", "expandas", "repeat", "tile"}
 AVERAGES = frozenset(

@@ -198,9 +198,10 @@ class _Fold:
             return None
         without_shift = Affine(after.scale, torch.zeros_like(after.shift))
         for term, skip in ((first, second), (second, first)):
-            convolution = self._addend(term, skip)
-            if convolution is not None:  # a(conv(x) + x) + b, as in RepViT: x goes into the convolution's own tap
-                beside = self._edit(convolution, add_identity, without_shift)
+            found = self._addend(term, skip)
+            if found is not None:  # a(conv(x) + x) + b, as in RepViT: x goes into the convolution's own tap
+                signed = Affine(found[1] * after.scale, torch.zeros_like(after.shift))
+                beside = self._edit(found[0], add_identity, signed)
                 return [*self._backward(term, after), beside, ("", lambda term=term: network.remove(node, term))]
         return self._backward(first, after) + self._backward(second, without_shift)
 
@@ -244,32 +245,44 @@ class _Fold:
 
     def _into_parallel(self, node: fx.Node, source: fx.Node) -> list[Edit]:
         """Into the tap of a convolution of the same input that reads where it writes: BN(x) + conv(x), as in RepVGG."""
-        total = next(iter(node.users), None)
-        if total is None or len(node.users) != 1 or self.network.op(total) not in (*_SUMS, "sub") or total.kwargs:
-            raise Stuck("")
-        term = next((term for term in total.args if term is not node), None)
-        convolution = self._addend(term, source)
-        if (
-            convolution is None
-            or not isinstance(term, fx.Node)
-            or self.network.shape(term) != self.network.shape(total)
-        ):
-            raise Stuck("")
-        sign = -1 if self.network.op(total) == "sub" else 1
-        if sign < 0 and total.args[0] is node:
-            raise Stuck("")
+        parent, other, sign, other_sign = self._sum_around(node)
+        if other_sign < 0 or not isinstance(other, fx.Node):
+            raise Stuck("")  # BN(x) - y: what is left would be -y
+        removed, kept = parent, other
+        while (found := self._addend(other, source)) is None:
+            parent, other, outer, other_sign = self._sum_around(parent)
+            sign *= outer
+        convolution, own_sign = found
+        sign *= other_sign * own_sign
         map_ = Affine(sign * self.maps[node].scale, sign * self.maps[node].shift)
-        return [self._edit(convolution, add_identity, map_), ("", lambda: self.network.remove(total, term))]
+        return [self._edit(convolution, add_identity, map_), ("", lambda: self.network.remove(removed, kept))]
 
-    def _addend(self, term: Any, source: fx.Node) -> fx.Node | None:
-        """A convolution of `source` among the terms of the sum `term`, read by nobody else."""
+    def _sum_around(self, node: fx.Node) -> tuple[fx.Node, Any, int, int]:
+        """The sum or difference that alone takes `node`, the other term, and the signs of the two."""
+        parent = next(iter(node.users)) if len(node.users) == 1 else node
+        if self.network.op(parent) not in (*_SUMS, "sub") or len(parent.args) != 2 or parent.kwargs:
+            raise Stuck("")
+        first, second = parent.args
+        other = second if first is node else first
+        shape = self.network.shape(other) if isinstance(other, fx.Node) else None
+        if other is node or shape != self.network.shape(node):
+            raise Stuck("")
+        last_sign = -1 if self.network.op(parent) == "sub" else 1
+        return (parent, other, 1, last_sign) if first is node else (parent, other, last_sign, 1)
+
+    def _addend(self, term: Any, source: fx.Node) -> tuple[fx.Node, int] | None:
+        """A convolution of `source` among the terms of the sum `term`, read by nobody else, and its sign."""
         network = self.network
         if not isinstance(term, fx.Node) or len(term.users) != 1:
             return None
         if network.is_affine(term) and network.input(term) is source and network.is_stock(term):
-            return term
-        terms = term.args if network.op(term) in _SUMS and not term.kwargs else ()
-        return next(filter(None, (self._addend(part, source) for part in terms)), None)
+            return term, 1
+        if network.op(term) not in (*_SUMS, "sub") or len(term.args) != 2 or term.kwargs:
+            return None
+        first, second = (self._addend(part, source) for part in term.args)
+        if first is None and second is not None and network.op(term) == "sub":
+            return second[0], -second[1]
+        return first or second
 
     def _edit(self, node: fx.Node, change: Change, map_: Affine) -> Edit:
         """The edit that puts `change` of its weight and bias into an affine call; tried before anything is changed."""
@@ -309,14 +322,14 @@ class _Fold:
 
 
 def _drop_identities(network: Network) -> None:
-    """Take out Identity and Dropout, which do nothing in eval mode."""
+    """Take out Identity, Dropout and x + 0, which do nothing in eval mode."""
     for node in list(network.graph.nodes):
-        op, source = network.op(node), network.input(node)
-        if source is None or not network.is_stock(node) or not (op == "identity" or "dropout" in op):
-            continue
-        if network.layer(node) is None and network.argument(node, 2, "training", True) is not False:
-            continue  # F.dropout drops unless it is told not to
-        network.remove(node, source)
+        op, sources = network.op(node), node.all_input_nodes
+        drops = network.layer(node) is None and network.argument(node, 2, "training", True) is not False
+        idle = op == "identity" or ("dropout" in op and not drops)  # F.dropout drops unless it is told not to
+        zero = op == "add" and 0 in node.args
+        if len(sources) == 1 and network.is_stock(node) and (idle or zero):
+            network.remove(node, sources[0])
 
 
 def _with_constant(network: Network, node: fx.Node) -> tuple[fx.Node, Affine] | None:
