@@ -1,0 +1,180 @@
+"""Fold the classification networks of torchvision and a hundred of timm; beside it what torch.fx folds.
+
+    python benchmarks/bench_zoo.py                    # all, into records/zoo/results.json and its table
+    python benchmarks/bench_zoo.py resnet18 timm/levit_128s
+
+Every network has random weights, statistics and affine parameters (a tenth of the gammas negative), from one seed.
+Correctness comes first: error is the largest difference of the folded network from the given one, relative to its
+largest output, in float32 and in float64, on a batch of one and of two. Latency is of a batch of one in milliseconds,
+before and after in turns.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.fx.experimental.optimization import fuse as fx_fuse
+from torch.nn.modules.batchnorm import _BatchNorm
+
+import batchnorm as bn
+
+HERE = Path(__file__).parent
+RECORDS = HERE.parent / "records" / "zoo"
+THREADS, TURNS = 2, 15
+
+
+def names() -> list[str]:
+    """torchvision's classification networks with batch normalization, and the timm networks of `zoo_networks.txt`."""
+    return (HERE / "zoo_networks.txt").read_text().split()
+
+
+def build(name: str) -> tuple[nn.Module, Tensor]:
+    """The network in eval mode with random statistics and affine parameters, and an input for it."""
+    torch.manual_seed(0)
+    if name.startswith("timm/"):
+        model = timm.create_model(name.removeprefix("timm/"))
+        size = model.pretrained_cfg["input_size"]
+    else:
+        options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+        model = torchvision.models.get_model(name, weights=None, **options)
+        size = (3, 299, 299) if name == "inception_v3" else (3, 224, 224)
+    for layer in model.modules():
+        if isinstance(layer, _BatchNorm):
+            randomize(layer)
+    return model.eval(), torch.randn(1, *size)
+
+
+@torch.no_grad()
+def randomize(layer: _BatchNorm) -> None:
+    assert layer.running_mean is not None
+    assert layer.running_var is not None
+    layer.running_mean.normal_(0, 0.5)
+    layer.running_var.uniform_(0.5, 2)
+    if layer.affine:
+        layer.weight.uniform_(0.5, 1.5).mul_(torch.where(torch.rand_like(layer.weight) < 0.1, -1, 1))
+        layer.bias.normal_(0, 0.5)
+
+
+def folded_by_fx(model: nn.Module, x: Tensor, layers: int) -> dict[str, Any]:
+    """How many of `layers` are gone after torch.fx's fuse, and its error."""
+    try:
+        fused = fx_fuse(model)
+    except Exception as error:
+        return {"folded": 0, "error": None, "failure": f"{type(error).__name__}: {error}"[:200]}
+    left = sum(
+        (node.op == "call_module" and isinstance(fused.get_submodule(str(node.target)), _BatchNorm))
+        or node.target is torch.nn.functional.batch_norm
+        for node in fused.graph.nodes
+    )
+    with torch.no_grad():
+        wanted = model(x)
+        error = float((fused(x) - wanted).abs().max() / wanted.abs().max())
+    return {"folded": layers - left, "error": error, "failure": None}
+
+
+def latency(before: nn.Module, after: nn.Module, x: Tensor) -> tuple[list[float], list[float]]:
+    """Milliseconds of each call, the two networks in turns."""
+    times: tuple[list[float], list[float]] = ([], [])
+    with torch.no_grad():
+        for turn in range(TURNS + 2):
+            for model, into in zip((before, after), times, strict=True):
+                start = time.perf_counter()
+                model(x)
+                if turn >= 2:
+                    into.append(1e3 * (time.perf_counter() - start))
+    return times
+
+
+def measure(name: str) -> dict[str, Any]:
+    model, x = build(name)
+    try:
+        result = bn.fold(model, x, tolerance=1e-5)
+    except bn.BatchNormError as error:
+        layers = sum(isinstance(layer, _BatchNorm) for layer in model.modules())
+        return {"network": name, "layers": layers, "folded": 0, "failure": str(error)}
+    before, after = latency(model, result.model, x)
+    return {
+        "network": name,
+        "layers": len(result.rows),
+        "folded": result.folded,
+        "errors": result.errors,
+        "fx": folded_by_fx(model, x, len(result.rows)),
+        "ms_before": before,
+        "ms_after": after,
+        "left": {row.name: row.reason for row in result.rows if row.outcome != "folded"},
+        "failure": None,
+    }
+
+
+def table(records: list[dict[str, Any]]) -> str:
+    """The records in Markdown."""
+    lines = [
+        "| network | BN | torch.fx | bn.fold | error float32 | error float64 | ms before | ms after |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for r in records:
+        if r["failure"]:
+            lines.append(f"| {r['network']} | {r['layers']} | | fails | | | | |")
+            continue
+        error = r["fx"]["error"]
+        fx = "fails" if error is None else f"{r['fx']['folded']}" + (f" (error {error:.1g})" if error > 1e-4 else "")
+        errors = f"{r['errors']['float32']:.1e} | {r['errors'].get('float64', float('nan')):.1e}"
+        times = " | ".join(f"{statistics.median(r[key]):.1f}" for key in ("ms_before", "ms_after"))
+        lines.append(f"| {r['network']} | {r['layers']} | {fx} | {r['folded']} | {errors} | {times} |")
+    return "\n".join(lines)
+
+
+def totals(records: list[dict[str, Any]]) -> dict[str, Any]:
+    """The claim, in numbers."""
+    good = [r for r in records if not r["failure"]]
+    layers = sum(r["layers"] for r in records)
+    speedups = [statistics.median(r["ms_before"]) / statistics.median(r["ms_after"]) for r in good]
+    return {
+        "networks": len(records),
+        "layers": layers,
+        "folded": sum(r["folded"] for r in records),
+        "share": sum(r["folded"] for r in records) / layers,
+        "free_of_batch_norm": sum(r["folded"] == r["layers"] for r in good),
+        "failed": len(records) - len(good),
+        "worst_error_float32": max(r["errors"]["float32"] for r in good),
+        "worst_error_float64": max(r["errors"].get("float64", 0.0) for r in good),
+        "fx_folded": sum(r["fx"]["folded"] for r in good),
+        "fx_share": sum(r["fx"]["folded"] for r in good) / layers,
+        "fx_failed": sum(r["fx"]["failure"] is not None for r in good),
+        "fx_wrong": sum((r["fx"]["error"] or 0) > 1e-4 for r in good),
+        "median_speedup": statistics.median(speedups),
+    }
+
+
+def main() -> None:
+    torch.set_num_threads(THREADS)
+    records = []
+    for name in sys.argv[1:] or names():
+        records.append(measure(name))
+        print(table(records[-1:]).splitlines()[-1], flush=True)
+    print(json.dumps(totals(records), indent=1))
+    if len(sys.argv) == 1:
+        write(records)
+
+
+def write(records: list[dict[str, Any]]) -> None:
+    versions = {module.__name__: module.__version__ for module in (torch, torchvision, timm, bn)}
+    hardware = {"processor": platform.processor() or platform.machine(), "threads": THREADS}
+    summary = {"totals": totals(records), "versions": versions, "hardware": hardware, "seed": 0, "records": records}
+    RECORDS.mkdir(parents=True, exist_ok=True)
+    (RECORDS / "results.json").write_text(json.dumps(summary, indent=1) + "\n")
+    (RECORDS / "table.md").write_text(table(records) + "\n")
+
+
+if __name__ == "__main__":
+    main()
