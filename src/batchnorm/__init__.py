@@ -6,6 +6,9 @@ from .kernels import kernels_available as kernels_available
 from .fold import FoldResult as FoldResult
 from .fold import FoldRow as FoldRow
 from .fold import fold as fold
+from .fuse import FuseResult as FuseResult
+from .fuse import FuseRow as FuseRow
+from .fuse import fuse as fuse
 from .layers import BatchNorm1d as BatchNorm1d
 from .layers import BatchNorm2d as BatchNorm2d
 from .layers import BatchNorm3d as BatchNorm3d

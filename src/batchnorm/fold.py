@@ -17,6 +17,7 @@ from .absorb import Stuck, add_identity, normalization, scale_inputs, scale_outp
 from .affine import Affine, data_inputs, data_users
 from .errors import BatchNormError
 from .graph import Network, example_args, largest_error, trace
+from .table import format_table
 
 Outcome = Literal["folded", "left", "kept"]
 
@@ -62,11 +63,9 @@ class FoldResult:
 
     def __str__(self) -> str:
         cells = [(row.name, row.outcome, ", ".join(row.into) or row.reason) for row in self.rows]
-        cells = [("batch normalization", "outcome", "into, or why not"), *cells]
-        widths = [max(len(line[column]) for line in cells) for column in range(2)]
-        lines = [f"{name:<{widths[0]}}  {outcome:<{widths[1]}}  {rest}".rstrip() for name, outcome, rest in cells]
+        table = format_table(("batch normalization", "outcome", "into, or why not"), cells)
         errors = ", ".join(f"{error:.1e} in {precision}" for precision, error in self.errors.items())
-        return "\n".join([*lines, f"{self.folded} of {len(self.rows)} folded; relative error {errors}"])
+        return f"{table}\n{self.folded} of {len(self.rows)} folded; relative error {errors}"
 
 
 def fold(model: nn.Module, example_inputs: Any, *, tolerance: float = 1e-4) -> FoldResult:
@@ -299,7 +298,8 @@ class _Fold:
         assert source is not None
         before, after = (copy.deepcopy(layer).cpu().double() for _ in range(2))
         after.weight, after.bias = nn.Parameter(weight), nn.Parameter(bias)
-        noise = torch.rand(affine.network_shape(network, source), dtype=torch.float64)
+        shape, generator = affine.network_shape(network, source), torch.Generator().manual_seed(0)
+        noise = torch.rand(shape, dtype=torch.float64, generator=generator)
         with torch.no_grad():
             wanted = map_.scale * before(noise) + map_.shift
             if not largest_error(after(noise), wanted) < 1e-6:

@@ -397,7 +397,7 @@ def _difference(got: Any, wanted: Any) -> float:
         return float("inf")
     if not wanted.numel():
         return 0.0
-    got, wanted = got.double(), wanted.double()
+    got, wanted = got.detach().double(), wanted.detach().double()
     # nan and inf must be where they were, and do not spoil the rest
     finite = wanted.isfinite()
     if not torch.equal(finite, got.isfinite()):

@@ -1,0 +1,168 @@
+"""BN + activation pairs of any network swapped for the fused layer."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import fx, nn
+
+from .errors import BatchNormError
+from .functional import Activation
+from .graph import Network, largest_error, trace
+from .layers import BatchNorm1d, BatchNorm2d, BatchNorm3d, _FusedBatchNorm
+from .table import format_table
+
+_FUSED = {
+    nn.BatchNorm1d: BatchNorm1d,
+    nn.BatchNorm2d: BatchNorm2d,
+    nn.BatchNorm3d: BatchNorm3d,
+}
+_ACTIVATIONS: dict[str, Activation] = {"relu": "relu", "leakyrelu": "leaky_relu", "sigmoid": "sigmoid"}
+_SAME = 1e-5  # relative, of float32 sums taken in another order
+
+
+@dataclass(frozen=True)
+class FuseRow:
+    """One batch normalization: the activation fused into it, or why there is none."""
+
+    name: str
+    activation: Activation | None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class FuseResult:
+    """A network with fused layers, and a row per batch normalization.
+
+    Arguments:
+        model: same function, same `state_dict` keys and parameter order, same modes, trains the same.
+        rows: one per layer, in the order in which they run.
+    """
+
+    model: fx.GraphModule
+    rows: tuple[FuseRow, ...]
+
+    def __str__(self) -> str:
+        cells = [(row.name, row.activation or "-", row.reason) for row in self.rows]
+        fused = sum(row.activation is not None for row in self.rows)
+        table = format_table(("batch normalization", "fused with", "why not"), cells)
+        return f"{table}\n{fused} of {len(self.rows)} fused"
+
+
+def fuse(model: nn.Module, example_inputs: Any) -> FuseResult:
+    """Replace every batch normalization and the activation that alone takes its output by the fused layer.
+
+    z = g(BN(x)), g a ReLU, leaky ReLU or sigmoid, as a layer, a function or a method, in training and in eval; layers
+    that hold both already, such as timm's BatchNormAct2d, count too. The model given is not changed.
+
+    Arguments:
+        model: any network whose forward does not depend on values in Python.
+        example_inputs: a tensor, a tuple or list of arguments, or a dict of named ones.
+
+    Returns:
+        The network, and a row per batch normalization; prints as a table.
+
+    Raises:
+        BatchNormError: a network that cannot be traced.
+    """
+    network = trace(model, example_inputs, trainable=True)
+    rows = []
+    for layer, calls in _layers(network).items():
+        name = network.label(calls[0])
+        try:
+            rows.append(FuseRow(name, _fuse_layer(network, layer, calls)))
+        except BatchNormError as error:
+            rows.append(FuseRow(name, None, str(error)))
+    fused = network.as_module()
+    for node in fused.graph.nodes:
+        node.meta.clear()
+    return FuseResult(fused, tuple(rows))
+
+
+def _layers(network: Network) -> dict[nn.Module, list[fx.Node]]:
+    layers: dict[nn.Module, list[fx.Node]] = {}
+    for node in network.graph.nodes:
+        layer = network.layer(node)
+        if layer is not None and network.is_batch_norm(node):
+            layers.setdefault(layer, []).append(node)
+    return layers
+
+
+def _fuse_layer(network: Network, layer: nn.Module, calls: list[fx.Node]) -> Activation:
+    if layer._forward_hooks or layer._forward_pre_hooks:
+        raise BatchNormError("it has hooks")
+    if isinstance(layer, _FusedBatchNorm) and layer.activation is not None:
+        raise BatchNormError(f"it is fused with {layer.activation} already")
+    if not network.is_stock(calls[0]) and not isinstance(layer, _FusedBatchNorm):
+        activation, slope = _activation_inside(network, layer, calls[0])
+        _swap(network, layer, _fused(layer, activation, slope))
+        return activation
+    followers = [_follower(network, call) for call in calls]
+    kinds = {_activation(network, follower) for follower in followers}
+    if len(kinds) != 1:
+        raise BatchNormError("its calls are followed by different activations")
+    activation, slope = kinds.pop()
+    _swap(network, layer, _fused(layer, activation, slope))
+    for call, follower in zip(calls, followers, strict=True):
+        network.remove(follower, call)
+    return activation
+
+
+def _follower(network: Network, call: fx.Node) -> fx.Node:
+    users = list(call.users)
+    if len(users) != 1:
+        raise BatchNormError("its output is used more than once")
+    return users[0]
+
+
+def _activation(network: Network, node: fx.Node) -> tuple[Activation, float]:
+    activation = _ACTIVATIONS.get(network.op(node))
+    if activation is None or not network.is_stock(node):
+        what = type(network.layer(node)).__name__ if network.layer(node) is not None else network.op(node) or node.name
+        raise BatchNormError(f"{what} follows it")
+    slope = network.argument(node, 1, "negative_slope", 0.01) if activation == "leaky_relu" else 0.01
+    return activation, slope
+
+
+def _activation_inside(network: Network, layer: nn.Module, call: fx.Node) -> tuple[Activation, float]:
+    """The activation that a subclass adds, if that is all it does; tried on noise in training mode."""
+    source = network.input(call)
+    shape = None if source is None else network.shape(source)
+    if shape is None:
+        raise BatchNormError("it is not called with a tensor")
+    noise = torch.randn(2, *shape[1:], generator=torch.Generator().manual_seed(0))
+    inside = trace(nn.Sequential(layer), noise)
+    calls = [node for node in inside.graph.nodes if inside.op(node) not in ("", "identity")]
+    calls = [node for node in calls if not inside.is_batch_norm(node)]
+    if len(calls) != 1:
+        raise BatchNormError(f"{type(layer).__name__} adds no activation" if not calls else "it does more than BN")
+    activation, slope = _activation(inside, calls[0])
+    before, after = copy.deepcopy(layer).train(), _fused(copy.deepcopy(layer), activation, slope).train()
+    with torch.no_grad():
+        same = largest_error((after(noise), after.state_dict()), (before(noise), before.state_dict()))
+    if not same <= _SAME:
+        raise BatchNormError(f"{type(layer).__name__} does more than BN and {activation}")
+    return activation, slope
+
+
+def _fused(layer: nn.Module, activation: Activation, slope: float) -> _FusedBatchNorm:
+    """The fused layer around the parameters, buffers and mode of `layer`."""
+    base = next((base for base in _FUSED if isinstance(layer, base)), None)
+    if base is None:
+        raise BatchNormError(f"{type(layer).__name__} has no fused counterpart")
+    old = cast(nn.BatchNorm2d, layer)
+    options = {"affine": False, "track_running_stats": False, "activation": activation, "negative_slope": slope}
+    fused = _FUSED[base](old.num_features, old.eps, old.momentum, **options)
+    fused.affine, fused.track_running_stats = old.affine, old.track_running_stats
+    fused._parameters.update(old._parameters)
+    fused._buffers.update(old._buffers)
+    return fused.train(old.training)
+
+
+def _swap(network: Network, layer: nn.Module, fused: nn.Module) -> None:
+    for name, found in list(network.root.named_modules(remove_duplicate=False)):
+        if found is layer and name:
+            network.root.set_submodule(name, fused)
