@@ -188,8 +188,8 @@ class _Fold:
         network = self.network
         constant = _with_constant(network, node)
         if constant is not None:
-            source, own = constant
-            return [*self._backward(source, own.then(after)), ("", lambda: network.remove(node, source))]
+            position, source, own = constant
+            return [*self._backward(source, own.then(after)), self._bypass(node, position)]
         if network.op(node) not in _SUMS or len(data_inputs(network, node)) != 2 or node.kwargs:
             return None
         first, second = data_inputs(network, node)
@@ -201,7 +201,7 @@ class _Fold:
             if found is not None:  # a(conv(x) + x) + b, as in RepViT: x goes into the convolution's own tap
                 signed = Affine(found[1] * after.scale, torch.zeros_like(after.shift))
                 beside = self._edit(found[0], add_identity, signed)
-                return [*self._backward(term, after), beside, ("", lambda term=term: network.remove(node, term))]
+                return [*self._backward(term, after), beside, self._bypass(node, node.args.index(term))]
         return self._backward(first, after) + self._backward(second, without_shift)
 
     def _into_users(self, node: fx.Node, source: fx.Node) -> list[Edit]:
@@ -232,8 +232,8 @@ class _Fold:
             return [self._edit(user, scale_inputs, before)]
         constant = _with_constant(network, user)
         if constant is not None:
-            after = before.then(constant[1])
-            return [*self._forward(user, after, seen), ("", lambda: network.remove(user, node))]
+            position, _, own = constant
+            return [*self._forward(user, before.then(own), seen), self._bypass(user, position)]
         after = affine.forward(network, user, node, before)
         if after is None:
             raise Stuck(f"it precedes {_described(network, user)}")
@@ -254,7 +254,7 @@ class _Fold:
         convolution, own_sign = found
         sign *= other_sign * own_sign
         map_ = Affine(sign * self.maps[node].scale, sign * self.maps[node].shift)
-        return [self._edit(convolution, add_identity, map_), ("", lambda: self.network.remove(removed, kept))]
+        return [self._edit(convolution, add_identity, map_), self._bypass(removed, removed.args.index(kept))]
 
     def _sum_around(self, node: fx.Node) -> tuple[fx.Node, Any, int, int]:
         """The sum or difference that alone takes `node`, the other term, and the signs of the two."""
@@ -282,6 +282,16 @@ class _Fold:
         if first is None and second is not None and network.op(term) == "sub":
             return second[0], -second[1]
         return first or second
+
+    def _bypass(self, node: fx.Node, position: int) -> Edit:
+        """The edit that gives the users of `node` its argument at `position`, as that is when the edit is made."""
+
+        def edit() -> None:
+            source = node.args[position]
+            assert isinstance(source, fx.Node)
+            self.network.remove(node, source)
+
+        return "", edit
 
     def _edit(self, node: fx.Node, change: Change, map_: Affine) -> Edit:
         """The edit that puts `change` of its weight and bias into an affine call; tried before anything is changed."""
@@ -332,14 +342,14 @@ def _drop_identities(network: Network) -> None:
             network.remove(node, sources[0])
 
 
-def _with_constant(network: Network, node: fx.Node) -> tuple[fx.Node, Affine] | None:
-    """(x, map) if the call is map(x), since it adds, subtracts, multiplies or divides by a constant."""
+def _with_constant(network: Network, node: fx.Node) -> tuple[int, fx.Node, Affine] | None:
+    """(position of x, x, map) if the call is map(x): it adds, subtracts, multiplies or divides by a constant."""
     op = network.op(node)
     if op not in ("add", "sub", "mul", "div", "truediv") or node.kwargs or network.mutates(node) or len(node.args) != 2:
         return None
-    x, constant = node.args
-    if op in ("add", "mul") and not (isinstance(x, fx.Node) and not network.is_constant(x)):
-        x, constant = constant, x
+    first = node.args[0]
+    swapped = op in ("add", "mul") and not (isinstance(first, fx.Node) and not network.is_constant(first))
+    x, constant = reversed(node.args) if swapped else node.args
     if not isinstance(x, fx.Node) or network.is_constant(x) or network.shape(x) != network.shape(node):
         return None
     value = torch.tensor(constant) if isinstance(constant, int | float) else network.constant(constant)
@@ -350,7 +360,7 @@ def _with_constant(network: Network, node: fx.Node) -> tuple[fx.Node, Affine] | 
     one, zero = torch.ones_like(value), torch.zeros_like(value)
     scale, shift = {"add": (one, value), "sub": (one, -value), "mul": (value, zero)}.get(op, (1 / value, zero))
     map_ = Affine.of(scale, shift)
-    return (x, map_) if map_.scale.shape[0] == map_.shift.shape[0] == 1 else None
+    return (int(swapped), x, map_) if map_.scale.shape[0] == map_.shift.shape[0] == 1 else None
 
 
 def _described(network: Network, node: fx.Node) -> str:

@@ -100,7 +100,7 @@ def _fuse_layer(network: Network, layer: nn.Module, calls: list[fx.Node]) -> Act
         activation, slope = _activation_inside(network, layer, calls[0])
         _swap(network, layer, _fused(layer, activation, slope))
         return activation
-    followers = [_follower(network, call) for call in calls]
+    followers = [_follower(call) for call in calls]
     kinds = {_activation(network, follower) for follower in followers}
     if len(kinds) != 1:
         raise BatchNormError("its calls are followed by different activations")
@@ -111,7 +111,7 @@ def _fuse_layer(network: Network, layer: nn.Module, calls: list[fx.Node]) -> Act
     return activation
 
 
-def _follower(network: Network, call: fx.Node) -> fx.Node:
+def _follower(call: fx.Node) -> fx.Node:
     users = list(call.users)
     if len(users) != 1:
         raise BatchNormError("its output is used more than once")

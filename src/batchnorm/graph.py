@@ -452,10 +452,18 @@ def _simplify(root: nn.Module) -> None:
     root.eval()
     for layer in root.modules():
         if parametrize.is_parametrized(layer):
-            for name in list(layer.parametrizations):  # pyright: ignore[reportArgumentType]
-                parametrize.remove_parametrizations(layer, name, leave_parametrized=True)
+            _bake_parametrizations(layer)
         if isinstance(layer, _FusedBatchNorm):
             layer.__class__ = cast(Any, _Unfused)
+
+
+def _bake_parametrizations(layer: nn.Module) -> None:
+    # torch's remove_parametrizations edits the class, which a copy shares with the model that was given
+    baked = {name: getattr(layer, name).detach().clone() for name in layer._modules["parametrizations"]._modules}  # pyright: ignore[reportOptionalMemberAccess]
+    layer.__class__ = parametrize.type_before_parametrizations(layer)
+    del layer._modules["parametrizations"]
+    for name, value in baked.items():
+        layer.register_parameter(name, nn.Parameter(value))
 
 
 class _Unfused(_BatchNorm):
