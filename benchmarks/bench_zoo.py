@@ -30,7 +30,7 @@ import batchnorm as bn
 
 HERE = Path(__file__).parent
 RECORDS = HERE.parent / "records" / "zoo"
-THREADS, TURNS = 2, 15
+THREADS, TURNS = 2, 9
 
 
 def names() -> list[str]:

@@ -546,7 +546,8 @@ class Chain(nn.Module):
             if kind == "sum":
                 x = norm(x) + part(x)
             elif kind == "cat":
-                x = sum(norm(torch.cat([part(x), x], 1)).chunk(2, 1))
+                first, second = norm(torch.cat([part(x), x], 1)).chunk(2, 1)
+                x = first * second.sigmoid()
             elif kind == "shared":
                 x = norm(self.shared(x))
             elif kind == "scaled":
@@ -556,7 +557,7 @@ class Chain(nn.Module):
         return x
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=40, deadline=None, derandomize=True)
 @given(networks())
 def test_folding_any_small_network_keeps_its_function(network):
     kinds, seed = network
