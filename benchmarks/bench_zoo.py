@@ -42,8 +42,8 @@ def build(name: str) -> tuple[nn.Module, Tensor]:
     """The network in eval mode with random statistics and affine parameters, and an input for it."""
     torch.manual_seed(0)
     if name.startswith("timm/"):
-        model = timm.create_model(name.removeprefix("timm/"))
-        size = model.pretrained_cfg["input_size"]
+        model: Any = timm.create_model(name.removeprefix("timm/"))
+        size: tuple[int, ...] = model.pretrained_cfg["input_size"]
     else:
         options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
         model = torchvision.models.get_model(name, weights=None, **options)
@@ -68,7 +68,7 @@ def randomize(layer: _BatchNorm) -> None:
 def folded_by_fx(model: nn.Module, x: Tensor, layers: int) -> dict[str, Any]:
     """How many of `layers` are gone after torch.fx's fuse, and its error."""
     try:
-        fused = fx_fuse(model)
+        fused: Any = fx_fuse(model)
     except Exception as error:
         return {"folded": 0, "error": None, "failure": f"{type(error).__name__}: {error}"[:200]}
     left = sum(

@@ -1,0 +1,173 @@
+"""Fusing: the given network itself is the oracle, in eval and through steps of training."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import batchnorm as bn
+
+IMAGE = (4, 3, 6, 6)
+# float32 sums in another order, through three steps of training
+CLOSE = {"rtol": 1e-4, "atol": 1e-5}
+
+
+class Call(nn.Module):
+    def __init__(self, forward, **layers):
+        super().__init__()
+        self.layers = nn.ModuleDict(layers)
+        self.run = forward
+
+    def forward(self, x):
+        return self.run(self.layers, x)
+
+
+class BatchNormAct(nn.BatchNorm2d):
+    """A subclass that holds its activation, as timm's BatchNormAct2d, and may do more."""
+
+    def __init__(self, channels, act, scale=1.0):
+        super().__init__(channels)
+        self.drop, self.act, self.scale = nn.Identity(), act, scale
+
+    def forward(self, input):
+        torch._assert(input.ndim == 4, "4D wanted")
+        if self.training:
+            self.num_batches_tracked.add_(1)  # pyright: ignore[reportOptionalMemberAccess]
+        running = (self.running_mean, self.running_var, self.weight, self.bias)
+        x = input if self.scale == 1.0 else input * self.scale
+        y = F.batch_norm(x, *running, self.training, self.momentum or 0.0, self.eps)
+        return self.act(self.drop(y))
+
+
+def trained(model, x, steps=3):
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        model(x).square().mean().backward()
+        optimizer.step()
+    return model
+
+
+def activations(result):
+    return [row.activation for row in result.rows]
+
+
+FUSED = {
+    "nn.ReLU": (lambda layers, x: layers["act"](layers["norm"](x)), nn.ReLU(), "relu"),
+    "in place": (lambda layers, x: layers["act"](layers["norm"](x)), nn.ReLU(inplace=True), "relu"),
+    "F.relu": (lambda layers, x: F.relu(layers["norm"](x)), nn.Identity(), "relu"),
+    "torch.relu": (lambda layers, x: torch.relu(layers["norm"](x)), nn.Identity(), "relu"),
+    "method": (lambda layers, x: layers["norm"](x).relu_(), nn.Identity(), "relu"),
+    "leaky layer": (lambda layers, x: layers["act"](layers["norm"](x)), nn.LeakyReLU(0.3), "leaky_relu"),
+    "leaky function": (lambda layers, x: F.leaky_relu(layers["norm"](x), 0.3), nn.Identity(), "leaky_relu"),
+    "sigmoid": (lambda layers, x: torch.sigmoid(layers["norm"](x)), nn.Identity(), "sigmoid"),
+}
+
+
+@pytest.mark.parametrize("case", FUSED)
+def test_the_fused_network_computes_and_trains_the_same(case):
+    forward, act, activation = FUSED[case]
+    torch.manual_seed(0)
+    model, x = (
+        Call(
+            lambda layers, x: forward(layers, layers["conv"](x)),
+            conv=nn.Conv2d(3, 5, 3),
+            norm=nn.BatchNorm2d(5),
+            act=act,
+        ),
+        torch.randn(IMAGE),
+    )
+    result = bn.fuse(model, x)
+    assert activations(result) == [activation]
+    assert isinstance(result.model.get_submodule("layers.norm"), bn.BatchNorm2d)
+    before, after = trained(copy.deepcopy(model), x), trained(result.model, x)
+    for name, value in before.state_dict().items():
+        torch.testing.assert_close(after.state_dict()[name], value, **CLOSE)
+    torch.testing.assert_close(after.eval()(x), before.eval()(x), **CLOSE)
+
+
+@pytest.mark.parametrize(("layer", "shape"), [(nn.BatchNorm1d(3), (5, 3)), (nn.BatchNorm3d(3), (2, 3, 2, 2, 2))])
+def test_every_rank_is_fused(layer, shape):
+    result = bn.fuse(nn.Sequential(layer, nn.ReLU()), torch.randn(shape))
+    assert activations(result) == ["relu"]
+
+
+def test_one_relu_shared_by_all_fuses_where_it_follows_a_batch_norm():
+    def forward(layers, x):
+        y = layers["relu"](layers["a"](x))
+        return layers["relu"](layers["b"](y) + x)
+
+    model = Call(forward, a=nn.BatchNorm2d(3), b=nn.BatchNorm2d(3), relu=nn.ReLU())
+    x = torch.randn(IMAGE)
+    result = bn.fuse(model, x)
+    assert activations(result) == ["relu", None]
+    assert result.rows[1].reason == "add follows it"
+    torch.testing.assert_close(result.model(x), model(x), **CLOSE)
+
+
+@pytest.mark.parametrize(("act", "activation"), [(nn.ReLU(inplace=True), "relu"), (nn.LeakyReLU(0.2), "leaky_relu")])
+def test_a_subclass_that_holds_its_activation_is_fused(act, activation):
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Conv2d(3, 5, 3), BatchNormAct(5, act)), torch.randn(IMAGE)
+    result = bn.fuse(model, x)
+    assert activations(result) == [activation], result
+    before, after = trained(copy.deepcopy(model), x), trained(result.model, x)
+    torch.testing.assert_close(after.eval()(x), before.eval()(x), **CLOSE)
+    assert after.state_dict()["1.num_batches_tracked"] == 3
+
+
+@pytest.mark.parametrize(
+    ("layer", "reason"),
+    [
+        (BatchNormAct(3, nn.Identity()), "adds no activation"),
+        (BatchNormAct(3, nn.SiLU()), "SiLU follows it"),
+        (BatchNormAct(3, nn.ReLU(), scale=2.0), "does more than BN"),
+        (nn.SyncBatchNorm(3), "no fused counterpart"),
+        (bn.BatchNorm2d(3, activation="relu"), "fused with relu already"),
+    ],
+)
+def test_what_is_not_fused_has_its_reason(layer, reason):
+    model, x = nn.Sequential(layer, nn.ReLU()).eval(), torch.randn(IMAGE)
+    result = bn.fuse(model, x)
+    assert activations(result) == [None], result
+    assert reason in result.rows[0].reason
+    torch.testing.assert_close(result.model(x), model(x), **CLOSE)
+
+
+def test_an_output_read_twice_is_not_fused():
+    model = Call(lambda layers, x: F.relu(layers["norm"](x)) + layers["norm"](x), norm=nn.BatchNorm2d(3))
+    twice = Call(lambda layers, x: (lambda y: F.relu(y) + y)(layers["norm"](x)), norm=nn.BatchNorm2d(3))
+    assert "add follows it" in bn.fuse(model, torch.randn(IMAGE)).rows[0].reason
+    assert "used more than once" in bn.fuse(twice, torch.randn(IMAGE)).rows[0].reason
+
+
+def test_keys_order_modes_and_the_given_model_stay():
+    model = nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.ReLU(), nn.Dropout(), nn.BatchNorm2d(5))
+    model[1].eval()
+    state = copy.deepcopy(model.state_dict())
+    fused = bn.fuse(model, torch.randn(IMAGE)).model
+    assert [(name, v.shape) for name, v in fused.state_dict().items()] == [(n, v.shape) for n, v in state.items()]
+    assert [name for name, _ in fused.named_parameters()] == [name for name, _ in model.named_parameters()]
+    assert (fused.training, fused.get_submodule("1").training, fused.get_submodule("3").training) == (True, False, True)
+    assert type(model[1]) is nn.BatchNorm2d
+    for parameter in fused.parameters():
+        parameter.data.zero_()
+    assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
+
+
+def test_a_fused_network_folds():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.ReLU()), torch.randn(IMAGE)
+    fused = trained(bn.fuse(model, x).model, x).eval()
+    folded = bn.fold(fused, x)
+    assert folded.folded == 1
+    torch.testing.assert_close(folded.model(x), fused(x), **CLOSE)
+
+
+def test_the_result_prints_as_a_table():
+    lines = str(bn.fuse(nn.Sequential(nn.BatchNorm2d(3), nn.ReLU(), nn.BatchNorm2d(3), nn.Tanh()), torch.randn(IMAGE)))
+    assert lines.splitlines()[2].split() == ["0", "relu"]
+    assert lines.splitlines()[3].split() == ["2", "-", "Tanh", "follows", "it"]
+    assert lines.splitlines()[4] == "1 of 2 fused"
