@@ -1,16 +1,18 @@
 """Fold the classification networks of torchvision and a hundred of timm; beside it what torch.fx folds.
 
-    python benchmarks/bench_zoo.py                    # all, into records/zoo/results.json and its table
-    python benchmarks/bench_zoo.py resnet18 timm/levit_128s
+    python benchmarks/bench_zoo.py                                # all, into records/zoo/results.json and its table
+    python benchmarks/bench_zoo.py resnet18 timm/levit_128s       # some, printed
+    python benchmarks/bench_zoo.py --time resnet18 mobilenet_v2   # and their latency, into records/zoo/latency.json
 
 Every network has random weights, statistics and affine parameters (a tenth of the gammas negative), from one seed.
 Correctness comes first: error is the largest difference of the folded network from the given one, relative to its
-largest output, in float32 and in float64, on a batch of one and of two. Latency is of a batch of one in milliseconds,
-before and after in turns.
+largest output, in float32 and in float64, on a batch of one and of two, at 96x96 where the network takes that and at
+its own resolution otherwise. Latency is of a batch of one at the network's own resolution, before and after in turns.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import platform
 import statistics
@@ -38,8 +40,8 @@ def names() -> list[str]:
     return (HERE / "zoo_networks.txt").read_text().split()
 
 
-def build(name: str) -> tuple[nn.Module, Tensor]:
-    """The network in eval mode with random statistics and affine parameters, and an input for it."""
+def build(name: str) -> tuple[nn.Module, tuple[int, ...]]:
+    """The network in eval mode with random statistics and affine parameters, and the resolution it was made for."""
     torch.manual_seed(0)
     if name.startswith("timm/"):
         model: Any = timm.create_model(name.removeprefix("timm/"))
@@ -51,7 +53,17 @@ def build(name: str) -> tuple[nn.Module, Tensor]:
     for layer in model.modules():
         if isinstance(layer, _BatchNorm):
             randomize(layer)
-    return model.eval(), torch.randn(1, *size)
+    return model.eval(), size
+
+
+def small_input(model: nn.Module, size: tuple[int, ...]) -> Tensor:
+    """A batch of one at 96x96, or at `size` for a network that takes nothing else."""
+    for shape in ((size[0], 96, 96), size):
+        x = torch.randn(1, *shape)
+        with contextlib.suppress(Exception), torch.no_grad():
+            model(x)
+            return x
+    raise RuntimeError(f"the network does not take its own resolution {size}")
 
 
 @torch.no_grad()
@@ -96,28 +108,35 @@ def latency(before: nn.Module, after: nn.Module, x: Tensor) -> tuple[list[float]
 
 
 def measure(name: str) -> dict[str, Any]:
-    model, x = build(name)
+    model, size = build(name)
+    x = small_input(model, size)
     try:
         result = bn.fold(model, x, tolerance=1e-5)
     except bn.BatchNormError as error:
         layers = sum(isinstance(layer, _BatchNorm) for layer in model.modules())
         return {"network": name, "layers": layers, "folded": 0, "failure": str(error)}
-    before, after = latency(model, result.model, x)
     return {
         "network": name,
+        "input": list(x.shape),
         "layers": len(result.rows),
         "folded": result.folded,
         "errors": result.errors,
         "fx": folded_by_fx(model, x, len(result.rows)),
-        "ms_before": before,
-        "ms_after": after,
         "left": {row.name: row.reason for row in result.rows if row.outcome != "folded"},
         "failure": None,
     }
 
 
-def table(records: list[dict[str, Any]]) -> str:
-    """The records in Markdown."""
+def timed(name: str) -> dict[str, Any]:
+    model, size = build(name)
+    x = torch.randn(1, *size)
+    before, after = latency(model, bn.fold(model, x).model, x)
+    return {"network": name, "input": list(x.shape), "ms_before": before, "ms_after": after}
+
+
+def table(records: list[dict[str, Any]], times: list[dict[str, Any]]) -> str:
+    """The records in Markdown; the latency of those that were timed."""
+    latencies = {r["network"]: [statistics.median(r[key]) for key in ("ms_before", "ms_after")] for r in times}
     lines = [
         "| network | BN | torch.fx | bn.fold | error float32 | error float64 | ms before | ms after |",
         "|---|---|---|---|---|---|---|---|",
@@ -129,8 +148,8 @@ def table(records: list[dict[str, Any]]) -> str:
         error = r["fx"]["error"]
         fx = "fails" if error is None else f"{r['fx']['folded']}" + (f" (error {error:.1g})" if error > 1e-4 else "")
         errors = f"{r['errors']['float32']:.1e} | {r['errors'].get('float64', float('nan')):.1e}"
-        times = " | ".join(f"{statistics.median(r[key]):.1f}" for key in ("ms_before", "ms_after"))
-        lines.append(f"| {r['network']} | {r['layers']} | {fx} | {r['folded']} | {errors} | {times} |")
+        ms = " | ".join(f"{time:.1f}" for time in latencies[r["network"]]) if r["network"] in latencies else " | "
+        lines.append(f"| {r['network']} | {r['layers']} | {fx} | {r['folded']} | {errors} | {ms} |")
     return "\n".join(lines)
 
 
@@ -138,7 +157,6 @@ def totals(records: list[dict[str, Any]]) -> dict[str, Any]:
     """The claim, in numbers."""
     good = [r for r in records if not r["failure"]]
     layers = sum(r["layers"] for r in records)
-    speedups = [statistics.median(r["ms_before"]) / statistics.median(r["ms_after"]) for r in good]
     return {
         "networks": len(records),
         "layers": layers,
@@ -152,28 +170,48 @@ def totals(records: list[dict[str, Any]]) -> dict[str, Any]:
         "fx_share": sum(r["fx"]["folded"] for r in good) / layers,
         "fx_failed": sum(r["fx"]["failure"] is not None for r in good),
         "fx_wrong": sum((r["fx"]["error"] or 0) > 1e-4 for r in good),
-        "median_speedup": statistics.median(speedups),
     }
+
+
+def conditions() -> dict[str, Any]:
+    versions = {module.__name__: module.__version__ for module in (torch, torchvision, timm, bn)}
+    return {
+        "versions": versions,
+        "processor": platform.processor() or platform.machine(),
+        "threads": THREADS,
+        "seed": 0,
+    }
+
+
+def write(file: str, **content: Any) -> None:
+    RECORDS.mkdir(parents=True, exist_ok=True)
+    (RECORDS / file).write_text(json.dumps({"conditions": conditions(), **content}, indent=1) + "\n")
+
+
+def write_table() -> None:
+    """records/zoo/table.md from what is recorded."""
+    results, times = RECORDS / "results.json", RECORDS / "latency.json"
+    records = json.loads(results.read_text())["records"]
+    (RECORDS / "table.md").write_text(
+        table(records, json.loads(times.read_text())["records"] if times.exists() else []) + "\n"
+    )
 
 
 def main() -> None:
     torch.set_num_threads(THREADS)
+    wanted = [name for name in sys.argv[1:] if name != "--time"]
+    if "--time" in sys.argv:
+        write("latency.json", records=[timed(name) for name in wanted])
+        return write_table()
     records = []
-    for name in sys.argv[1:] or names():
+    for name in wanted or names():
         records.append(measure(name))
-        print(table(records[-1:]).splitlines()[-1], flush=True)
+        print(table(records[-1:], []).splitlines()[-1], flush=True)
     print(json.dumps(totals(records), indent=1))
-    if len(sys.argv) == 1:
-        write(records)
-
-
-def write(records: list[dict[str, Any]]) -> None:
-    versions = {module.__name__: module.__version__ for module in (torch, torchvision, timm, bn)}
-    hardware = {"processor": platform.processor() or platform.machine(), "threads": THREADS}
-    summary = {"totals": totals(records), "versions": versions, "hardware": hardware, "seed": 0, "records": records}
-    RECORDS.mkdir(parents=True, exist_ok=True)
-    (RECORDS / "results.json").write_text(json.dumps(summary, indent=1) + "\n")
-    (RECORDS / "table.md").write_text(table(records) + "\n")
+    if not wanted:
+        write("results.json", totals=totals(records), records=records)
+        write_table()
+    return None
 
 
 if __name__ == "__main__":

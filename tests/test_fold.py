@@ -2,9 +2,12 @@
 
 import copy
 import pickle
+import re
 import subprocess
 import sys
 import warnings
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -512,6 +515,14 @@ def test_the_result_prints_as_a_table():
     assert lines[4].startswith("1 of 2 folded; relative error ")
 
 
+def test_the_code_of_the_docs_runs_and_prints_what_they_say():
+    page = (Path(__file__).parents[1] / "docs" / "fold.md").read_text()
+    code, printed = re.findall(r"```(?:python)?\n(.*?)```", page, re.DOTALL)[:2]
+    names: dict[str, Any] = {}
+    exec(code.replace("print(result)", ""), names)
+    assert str(names["result"]).splitlines()[:-1] == printed.splitlines()[:-1]  # the last line has the errors
+
+
 # Random small networks
 
 
@@ -570,7 +581,7 @@ def test_folding_any_small_network_keeps_its_function(network):
 
 # Networks people use
 
-TORCHVISION = ["resnet18", "vgg11_bn", "mobilenet_v2", "shufflenet_v2_x0_5", "mnasnet0_5", "regnet_x_400mf"]
+TORCHVISION = ["resnet18", "efficientnet_b0", "mobilenet_v2", "shufflenet_v2_x0_5", "mnasnet0_5", "regnet_x_400mf"]
 TIMM = ["levit_128s", "repvit_m0_9", "mobilenetv3_small_050", "ghostnet_050", "mobilevit_xxs", "tf_efficientnet_b0"]
 
 

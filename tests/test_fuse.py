@@ -1,6 +1,7 @@
 """Fusing: the given network itself is the oracle, in eval and through steps of training."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ import batchnorm as bn
 
 IMAGE = (4, 3, 6, 6)
 # float32 sums in another order, through three steps of training
-CLOSE = {"rtol": 1e-4, "atol": 1e-5}
+close = partial(torch.testing.assert_close, rtol=1e-4, atol=1e-5)
 
 
 class Call(nn.Module):
@@ -84,8 +85,8 @@ def test_the_fused_network_computes_and_trains_the_same(case):
     assert isinstance(result.model.get_submodule("layers.norm"), bn.BatchNorm2d)
     before, after = trained(copy.deepcopy(model), x), trained(result.model, x)
     for name, value in before.state_dict().items():
-        torch.testing.assert_close(after.state_dict()[name], value, **CLOSE)
-    torch.testing.assert_close(after.eval()(x), before.eval()(x), **CLOSE)
+        close(after.state_dict()[name], value)
+    close(after.eval()(x), before.eval()(x))
 
 
 @pytest.mark.parametrize(("layer", "shape"), [(nn.BatchNorm1d(3), (5, 3)), (nn.BatchNorm3d(3), (2, 3, 2, 2, 2))])
@@ -104,7 +105,7 @@ def test_one_relu_shared_by_all_fuses_where_it_follows_a_batch_norm():
     result = bn.fuse(model, x)
     assert activations(result) == ["relu", None]
     assert result.rows[1].reason == "add follows it"
-    torch.testing.assert_close(result.model(x), model(x), **CLOSE)
+    close(result.model(x), model(x))
 
 
 @pytest.mark.parametrize(("act", "activation"), [(nn.ReLU(inplace=True), "relu"), (nn.LeakyReLU(0.2), "leaky_relu")])
@@ -114,7 +115,7 @@ def test_a_subclass_that_holds_its_activation_is_fused(act, activation):
     result = bn.fuse(model, x)
     assert activations(result) == [activation], result
     before, after = trained(copy.deepcopy(model), x), trained(result.model, x)
-    torch.testing.assert_close(after.eval()(x), before.eval()(x), **CLOSE)
+    close(after.eval()(x), before.eval()(x))
     assert after.state_dict()["1.num_batches_tracked"] == 3
 
 
@@ -133,7 +134,7 @@ def test_what_is_not_fused_has_its_reason(layer, reason):
     result = bn.fuse(model, x)
     assert activations(result) == [None], result
     assert reason in result.rows[0].reason
-    torch.testing.assert_close(result.model(x), model(x), **CLOSE)
+    close(result.model(x), model(x))
 
 
 def test_an_output_read_twice_is_not_fused():
@@ -163,7 +164,7 @@ def test_a_fused_network_folds():
     fused = trained(bn.fuse(model, x).model, x).eval()
     folded = bn.fold(fused, x)
     assert folded.folded == 1
-    torch.testing.assert_close(folded.model(x), fused(x), **CLOSE)
+    close(folded.model(x), fused(x))
 
 
 def test_the_result_prints_as_a_table():
