@@ -14,5 +14,6 @@ from .layers import BatchNorm2d as BatchNorm2d
 from .layers import BatchNorm3d as BatchNorm3d
 from .memory import keep_memory as keep_memory
 from .moments import Moments as Moments
+from .recalibrate import recalibrate as recalibrate
 
 __version__ = "0.1.0"
