@@ -6,6 +6,8 @@ from .kernels import kernels_available as kernels_available
 from .fold import FoldResult as FoldResult
 from .fold import FoldRow as FoldRow
 from .fold import fold as fold
+from .freeze import freeze as freeze
+from .freeze import unfreeze as unfreeze
 from .fuse import FuseResult as FuseResult
 from .fuse import FuseRow as FuseRow
 from .fuse import fuse as fuse

@@ -15,8 +15,7 @@ from typing import Any, Literal, get_args
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.modules.batchnorm import _BatchNorm, _LazyNormBase
 from torch.nn.parallel import DistributedDataParallel
 
 from .errors import BatchNormError
@@ -176,7 +175,7 @@ def _choose(model: nn.Module) -> tuple[dict[str, _BatchNorm], dict[str, str]]:
     for name, layer in model.named_modules():
         if not isinstance(layer, _BatchNorm):
             continue
-        if isinstance(layer, LazyModuleMixin) and layer.has_uninitialized_params():
+        if isinstance(layer, _LazyNormBase):
             raise BatchNormError(f"{name!r} is a lazy layer without a shape yet; run one batch through the model first")
         notes[name] = _why_kept(model, layer)
         if not notes[name]:
