@@ -287,7 +287,7 @@ def test_forward_runs_any_other_kind_of_batch():
 
 @pytest.mark.parametrize("batches", [data(16), {"pixels": data(16)}])
 def test_one_batch_in_place_of_many_is_named(batches):
-    with pytest.raises(bn.BatchNormError, match=r"batches must be an iterable of batches; got one .*Give \[batch\]"):
+    with pytest.raises(bn.BatchNormError, match=r"wanted an iterable of batches; got one .*Give \[batch\]"):
         bn.recalibrate(nn.BatchNorm1d(4), batches)
 
 

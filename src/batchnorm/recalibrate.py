@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial, reduce
-from itertools import chain
 from operator import length_hint
 from typing import Any, Literal, get_args
 
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _LazyNormBase
 from torch.nn.parallel import DistributedDataParallel
 
+from .batches import check_batches, in_eval, run_batch
 from .errors import BatchNormError
 from .moments import Moments
 from .table import format_table
@@ -102,14 +102,13 @@ def recalibrate(
     """
     if estimator not in get_args(Estimator):
         raise BatchNormError(f"estimator must be 'pooled' or 'paper'; got {estimator!r}")
-    if isinstance(batches, Tensor | Mapping | str):
-        raise BatchNormError(f"batches must be an iterable of batches; got one {type(batches).__name__}. Give [batch].")
+    check_batches(batches)
     # The wrapper would broadcast buffers at every forward, and wait for ever where processes have unequal batches.
     bare = model.module if isinstance(model, DistributedDataParallel) else model
     layers, notes = _choose(bare)
     estimates = {name: _Estimate.empty(layer) for name, layer in layers.items()}
     try:
-        left_out = _observe(bare, layers, estimates, _shown(batches, progress), forward or _call)
+        left_out = _observe(bare, layers, estimates, _shown(batches, progress), forward or run_batch)
     except Exception:
         _merge_across_processes(estimates, failed=True)
         raise
@@ -232,27 +231,21 @@ def _on_batch_statistics(
 ) -> Iterator[None]:
     """All of the network in eval, its BN `layers` without running statistics, so that they normalise by the batch.
 
-    Nothing is tracked this way, by any kind of BN, and SyncBatchNorm does not wait for other processes. Modes are set
-    one by one, since a layer may have a `train` of its own (a frozen one has).
+    Nothing is tracked this way, by any kind of BN, and SyncBatchNorm does not wait for other processes.
     """
-    modes = [(module, module.training) for module in model.modules()]
     statistics = [(layer, layer.running_mean, layer.running_var) for layer in layers.values()]
     hooks = []
     try:
-        for module, _ in modes:
-            module.training = False
         for name, layer in layers.items():
             layer.running_mean = layer.running_var = None
             hooks.append(layer.register_forward_pre_hook(partial(_see, name, seen), with_kwargs=True))
-        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        with in_eval(model), torch.no_grad(), torch.compiler.set_stance("force_eager"):
             yield
     finally:
         for hook in hooks:
             hook.remove()
         for layer, mean, var in statistics:
             layer.running_mean, layer.running_var = mean, var
-        for module, mode in modes:
-            module.training = mode
 
 
 def _see(
@@ -270,22 +263,6 @@ def _check_finite(seen: list[tuple[str, Moments]]) -> None:
     for name, moments in seen:
         if not moments.m2.isfinite().all():
             raise _LeaveOut(f"the input of {name!r} is not finite")
-
-
-def _call(model: nn.Module, batch: Any) -> object:
-    """Run one batch of a usual kind: a tensor, keyword arguments, or a tuple that starts with one of the two."""
-    device = next(chain(model.parameters(), model.buffers())).device
-    given = batch
-    if isinstance(batch, tuple | list) and batch:
-        batch = batch[0]
-    if isinstance(batch, Tensor):
-        return model(batch.to(device))
-    if isinstance(batch, Mapping):
-        return model(**{key: v.to(device) if isinstance(v, Tensor) else v for key, v in batch.items()})
-    raise BatchNormError(
-        f"cannot tell the input of a batch of type {type(given).__name__}; wanted a tensor, a tuple that starts with "
-        "one, or a dict of keyword arguments. Say how to run it with forward=lambda model, batch: ..."
-    )
 
 
 def _shown(batches: Iterable[Any], progress: Callable[[int, int | None], object] | None) -> Iterator[Any]:
