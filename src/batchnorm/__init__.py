@@ -11,6 +11,7 @@ from .freeze import unfreeze as unfreeze
 from .fuse import FuseResult as FuseResult
 from .fuse import FuseRow as FuseRow
 from .fuse import fuse as fuse
+from .insert import insert as insert
 from .layers import BatchNorm1d as BatchNorm1d
 from .layers import BatchNorm2d as BatchNorm2d
 from .layers import BatchNorm3d as BatchNorm3d
