@@ -1,0 +1,125 @@
+"""Networks and weights by name: what the command loads, and what it writes."""
+
+from __future__ import annotations
+
+import importlib
+import pickle
+import sys
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .errors import BatchNormError
+
+
+def make(target: str) -> Any:
+    """Call the factory that `MODULE:FACTORY` names, such as torchvision.models:resnet18, without arguments.
+
+    Modules in the working directory are found too.
+
+    Raises:
+        BatchNormError: another form, a module or factory that is not there, a factory that fails.
+    """
+    module, _, factory = target.partition(":")
+    if not module or not factory:
+        raise BatchNormError(f"wanted MODULE:FACTORY, such as torchvision.models:resnet18; got {target!r}")
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        return attrgetter(factory)(importlib.import_module(module))()
+    except Exception as error:
+        raise BatchNormError(f"cannot make {target}: {type(error).__name__}: {error}") from error
+
+
+def make_model(target: str, weights: Path | None) -> nn.Module:
+    """The network of `make`, with the weights of a file if one is given, in eval mode.
+
+    Raises:
+        BatchNormError: as `make` and `load_weights`; the factory gives no network.
+    """
+    model = make(target)
+    if not isinstance(model, nn.Module):
+        raise BatchNormError(f"{target} gives a {type(model).__name__}; wanted a torch.nn.Module")
+    if weights is not None:
+        load_weights(model, weights)
+    return model.eval()
+
+
+def load_weights(model: nn.Module, file: Path) -> None:
+    """Load a `state_dict` from a .safetensors file, or the tensors alone from one that `torch.save` wrote.
+
+    Raises:
+        BatchNormError: no such file, a file that would run code, no tensors by name, a key or shape that does not fit.
+    """
+    state = _read(file)
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        found = (
+            f"a dict with the keys {', '.join(map(str, list(state)[:5]))}" if isinstance(state, dict) else type(state)
+        )
+        raise BatchNormError(f"{file} holds {found}; wanted tensors by name. Write model.state_dict() into it.")
+    own = model.state_dict()
+    faults = [f"has no {name!r}" for name in own if name not in state]
+    faults += [f"has {name!r}, which the network has not" for name in state if name not in own]
+    faults += [
+        f"has {name!r} of shape {tuple(state[name].shape)}, the network of {tuple(value.shape)}"
+        for name, value in own.items()
+        if name in state and state[name].shape != value.shape
+    ]
+    if faults:
+        more = f"; and {len(faults) - 5} more" if len(faults) > 5 else ""
+        raise BatchNormError(f"{file} does not fit {type(model).__name__}: it {'; it '.join(faults[:5])}{more}")
+    model.load_state_dict(state)
+
+
+def _read(file: Path) -> Any:
+    if not file.is_file():
+        raise BatchNormError(f"there is no file {file}")
+    try:
+        if file.suffix == ".safetensors":
+            return _safetensors().load_file(file)
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise BatchNormError(
+            f"{file} is refused: it holds more than tensors, and loading it could run code. "
+            "Where you trust its source, load it there and write model.state_dict() into a .safetensors file."
+        ) from error
+    except Exception as error:
+        raise BatchNormError(f"{file} cannot be read: {type(error).__name__}: {error}") from error
+
+
+def check_out(file: Path, kinds: tuple[str, ...]) -> None:
+    """Raise BatchNormError unless `file` has one of these endings and a folder that is there."""
+    if file.suffix not in kinds:
+        raise BatchNormError(f"{file} ends in {file.suffix!r}; wanted {', '.join(kinds)}")
+    if not file.parent.is_dir():
+        raise BatchNormError(f"there is no folder {file.parent}")
+
+
+def save_state(model: nn.Module, file: Path) -> None:
+    """Write the `state_dict` as .safetensors."""
+    state = {name: value.detach().cpu().contiguous().clone() for name, value in model.state_dict().items()}
+    _safetensors().save_file(state, file)
+
+
+def save_network(model: nn.Module, example: Tensor, file: Path) -> None:
+    """Write a network: .pt2 (`torch.export`) and .onnx for any batch size, .safetensors its tensors alone."""
+    if file.suffix == ".safetensors":
+        save_state(model, file)
+        return
+    # A batch of one would be taken for a constant.
+    batch = (torch.cat([example, example]) if len(example) == 1 else example,)
+    any_size = ({0: torch.export.Dim.DYNAMIC},)
+    if file.suffix == ".pt2":
+        torch.export.save(torch.export.export(model, batch, dynamic_shapes=any_size), file)
+    else:
+        torch.onnx.export(model, batch, file, dynamo=True, dynamic_shapes=any_size, verbose=False, external_data=False)
+
+
+def _safetensors() -> Any:
+    try:
+        return importlib.import_module("safetensors.torch")
+    except ModuleNotFoundError as error:
+        raise BatchNormError("safetensors files need safetensors: pip install 'batchnorm[files]'") from error
