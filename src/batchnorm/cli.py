@@ -6,7 +6,10 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
+from .command import run_fold, run_insert, run_recalibrate
 from .errors import BatchNormError
+from .insert import Removable
+from .recalibrate import Estimator
 
 try:
     import tyro
@@ -51,11 +54,73 @@ def mnist(
     show(config, data, run)
 
 
+Target = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODULE:FACTORY")]
+Shape = Annotated[str, tyro.conf.arg(name="input", metavar="1x3x224x224")]
+
+
+def fold(target: Target, shape: Shape, weights: Path | None = None, out: Path | None = None) -> None:
+    """Compose every batch normalization of a network into its neighbours (Alg. 2, line 11, and beyond).
+
+    Prints a row per batch normalization, the error measured on noise, and the latency before and after.
+
+    Args:
+        target: What makes the network, called without arguments, such as torchvision.models:resnet18.
+        shape: Shape of the example input, with its batch axis.
+        weights: A state_dict, .safetensors or written by torch.save; a file that would run code is refused.
+        out: Where to write the result: .pt2 (torch.export), .onnx, or .safetensors for its tensors alone.
+    """
+    run_fold(target, shape, weights, out)
+
+
+def insert(
+    target: Target,
+    shape: Shape,
+    weights: Path | None = None,
+    where: tuple[str, ...] = (),
+    remove: tuple[Removable, ...] = (),
+    data: str | None = None,
+    out: Path | None = None,
+) -> None:
+    """Batch-normalize a network before every nonlinearity that an affine layer feeds (Alg. 2, lines 1-5).
+
+    Args:
+        target: What makes the network, called without arguments, such as torchvision.models:vgg11.
+        shape: Shape of the example input, with its batch axis.
+        weights: A state_dict, .safetensors or written by torch.save; a file that would run code is refused.
+        where: Only at layers of these names, or inside modules of these names.
+        remove: Layers to take out (Sec. 4.2.1).
+        data: MODULE:FACTORY of batches to measure; the new layers then start as the identity on them.
+        out: Where to write the state_dict of the result, .safetensors.
+    """
+    run_insert(target, shape, weights, out, where, remove, data)
+
+
+def recalibrate(
+    target: Target,
+    data: str,
+    weights: Path | None = None,
+    estimator: Estimator = "pooled",
+    out: Path | None = None,
+) -> None:
+    """Re-estimate the population statistics of every batch normalization (Alg. 2, line 10).
+
+    Args:
+        target: What makes the network, called without arguments, such as torchvision.models:resnet18.
+        data: MODULE:FACTORY of the batches of the training set.
+        weights: A state_dict, .safetensors or written by torch.save; a file that would run code is refused.
+        estimator: pooled over all values, or the paper's mean over batches.
+        out: Where to write the state_dict of the result, .safetensors.
+    """
+    run_recalibrate(target, data, weights, out, estimator)
+
+
 def main() -> None:
     """Run the command. An error that the user can mend is one line on stderr."""
     try:
         tyro.extras.subcommand_cli_from_dict(
-            {"mnist": mnist}, prog="batchnorm", description="Batch Normalization, the whole of it, for PyTorch."
+            {"mnist": mnist, "fold": fold, "insert": insert, "recalibrate": recalibrate},
+            prog="batchnorm",
+            description="Batch Normalization, the whole of it, for PyTorch.",
         )
     except BatchNormError as error:
         sys.exit(f"batchnorm: {error}")
