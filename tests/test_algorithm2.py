@@ -1,6 +1,8 @@
 """The four steps of Algorithm 2 after one another, on random networks."""
 
 import copy
+import re
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -116,3 +118,16 @@ def test_insert_train_recalibrate_fold_equals(network):
     folded = fold(model, images(0)).model
     assert_equal(folded(images(9, n=3)), model.eval()(images(9, n=3)))
     assert not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in folded.modules())
+
+
+def test_the_page_runs_and_prints_what_it_says(capsys):
+    page = (Path(__file__).parents[1] / "docs" / "algorithm2.md").read_text()
+    blocks = re.findall(r"```(python|text)\n(.*?)```", page, re.DOTALL)
+    names = {}
+    for kind, block in blocks:
+        if kind == "python":
+            exec(compile(block, "algorithm2.md", "exec"), names)
+        else:
+            assert block in capsys.readouterr().out
+    assert [kind for kind, _ in blocks].count("text") == 3
+    assert ", 0 BN left" in capsys.readouterr().out
