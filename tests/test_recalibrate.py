@@ -469,7 +469,23 @@ def failing(rank):
     return "no error", None
 
 
-CASES = (pooled, sync, ddp, one_side_only, paper, failing)
+def mistaken(rank):
+    return error_of(lambda: bn.recalibrate(nn.BatchNorm1d(4) if rank else nn.Linear(4, 4), BATCHES[rank]))
+
+
+def different(rank):
+    return error_of(lambda: bn.recalibrate(nn.BatchNorm1d(4 + rank), [data(8, c=4 + rank)]))
+
+
+def error_of(call):
+    try:
+        call()
+    except bn.BatchNormError as error:
+        return [str(error)]
+    return ["no error"]
+
+
+CASES = (pooled, sync, ddp, one_side_only, paper, failing, mistaken, different)
 
 
 def run_cases(rank, folder):
@@ -506,3 +522,15 @@ def test_a_process_that_fails_fails_the_others_and_none_changes(ranks):
     message = "recalibrate failed in the process of rank 1, see its error; nothing changed here"
     assert ranks[0]["failing"] == [message, [1.0] * 4]
     assert ranks[1]["failing"] == ["disk", [1.0] * 4]
+
+
+def test_a_process_with_a_mistake_fails_the_others(ranks):
+    assert ranks[0]["mistaken"] == ["Linear has no BatchNorm layer: nothing to recalibrate"]
+    assert "failed in the process of rank 0" in ranks[1]["mistaken"][0]
+
+
+def test_processes_with_different_networks_fail(ranks):
+    messages = [results["different"] for results in ranks]
+    assert messages == [
+        [f"the process of rank {other} recalibrates other layers; give all the same network"] for other in (1, 0)
+    ]

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from itertools import chain
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .errors import BatchNormError
@@ -28,7 +29,7 @@ def run_batch(model: nn.Module, batch: Any) -> Any:
     Raises:
         BatchNormError: any other kind of batch.
     """
-    device = next(chain(model.parameters(), model.buffers())).device
+    device = device_of(model)
     inputs = batch[0] if isinstance(batch, tuple | list) and batch else batch
     if isinstance(inputs, Tensor):
         return model(inputs.to(device))
@@ -38,6 +39,11 @@ def run_batch(model: nn.Module, batch: Any) -> Any:
         f"cannot tell the input of a batch of type {type(batch).__name__}; wanted a tensor, a dict of keyword "
         "arguments, or a tuple that starts with one of the two."
     )
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """The device of the network's first tensor; the CPU if it has none."""
+    return next(chain(model.parameters(), model.buffers()), torch.empty(0, device="cpu")).device
 
 
 @contextmanager

@@ -92,11 +92,11 @@ def insert(
             those where `where(name, layer)` is true, `layer` being None for a functional call.
         remove: "dropout", "lrn" (local response normalization) or both, to take out (Sec. 4.2.1).
         keep_function: batches (tensors, (input, ...) tuples or dicts) to measure each BN's input with. gamma and
-            beta start at sqrt(var + eps) and mean, so that in eval mode the network computes what it did (Sec. 3.1).
-            Without, gamma = 1 and beta = 0.
+            beta start at sqrt(var + eps) and mean, so that in eval mode the network computes what it did (Sec. 3.1),
+            but for what `remove` took out. Without, gamma = 1 and beta = 0.
 
     Returns:
-        The new network, and a row per place which print as a table: inserted, bias dropped, removed, skipped and why.
+        The new network, and a row per place, which prints as a table: inserted, bias dropped, removed, skipped and why.
 
     Raises:
         BatchNormError: a network that cannot be traced, a name in `where` that holds no place, an unknown `remove`,
@@ -155,13 +155,9 @@ def _find(network: Network) -> list[_Place]:
             else:
                 reason = f"not fed by an affine layer, but by {_describe(network, source)}"
                 places[node] = _Place(node, network.label(node), layer, reason=reason)
-        elif layer is not None and any(isinstance(child, AFFINE_LAYERS) for child in _inside(layer)):
+        elif layer is not None and any(isinstance(part, AFFINE_LAYERS) for part in list(layer.modules())[1:]):
             places[node] = _Place(node, network.label(node), layer, reason=f"{type(layer).__name__} is not looked into")
     return list(places.values())
-
-
-def _inside(layer: nn.Module) -> list[nn.Module]:
-    return list(layer.modules())[1:]
 
 
 def _describe(network: Network, source: fx.Node | None) -> str:
@@ -275,7 +271,7 @@ def _judge_biases(network: Network, places: list[_Place]) -> None:
         stays = _why_bias_stays(network, place, value, normalized)
         place.bias = "kept" if stays else "dropped"
         place.note = f"{place.note}; {stays}" if stays else place.note
-        place.dropped = None if stays or value is None else value.detach().double()
+        place.dropped = None if stays or value is None else value.detach()
 
 
 def _why_bias_stays(network: Network, place: _Place, bias: Tensor | None, normalized: set[fx.Node]) -> str:
@@ -350,9 +346,9 @@ def _set_identity(place: _Place, norm: _BatchNorm, moments: Moments | None) -> N
     assert norm.running_mean is not None
     assert norm.running_var is not None
     # The mean subtracted is that of Wu, which has no bias any more; beta gives back that of Wu + b.
-    norm.running_mean.copy_(moments.mean if place.dropped is None else moments.mean - place.dropped)
+    norm.running_mean.copy_(moments.mean if place.dropped is None else moments.mean - place.dropped.to(moments.mean))
     norm.running_var.copy_(moments.var(unbiased=True))
-    norm.weight.copy_((norm.running_var.double() + norm.eps).sqrt())
+    norm.weight.copy_((norm.running_var.to(moments.mean) + norm.eps).sqrt())
     norm.bias.copy_(moments.mean)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _LazyNormBase
 from torch.nn.parallel import DistributedDataParallel
 
-from .batches import check_batches, in_eval, run_batch
+from .batches import check_batches, device_of, in_eval, run_batch
 from .errors import BatchNormError
 from .moments import Moments
 from .table import format_table
@@ -100,19 +100,19 @@ def recalibrate(
     Raises:
         BatchNormError: an unknown estimator; no BN to recalibrate; no batch that can be used; another process failed.
     """
-    if estimator not in get_args(Estimator):
-        raise BatchNormError(f"estimator must be 'pooled' or 'paper'; got {estimator!r}")
-    check_batches(batches)
     # The wrapper would broadcast buffers at every forward, and wait for ever where processes have unequal batches.
     bare = model.module if isinstance(model, DistributedDataParallel) else model
-    layers, notes = _choose(bare)
-    estimates = {name: _Estimate.empty(layer) for name, layer in layers.items()}
     try:
+        if estimator not in get_args(Estimator):
+            raise BatchNormError(f"estimator must be 'pooled' or 'paper'; got {estimator!r}")
+        check_batches(batches)
+        layers, notes = _choose(bare)
+        estimates = {name: _Estimate.empty(layer) for name, layer in layers.items()}
         left_out = _observe(bare, layers, estimates, _shown(batches, progress), forward or run_batch)
     except Exception:
-        _merge_across_processes(estimates, failed=True)
+        _tell_processes(bare, failed=True)
         raise
-    estimates = _merge_across_processes(estimates)
+    estimates = _merge_across_processes(bare, estimates)
     if not any(estimate.calls for estimate in estimates.values()):
         raise BatchNormError("recalibrate got no batch it could use. " + " ".join(left_out or ["There was none."]))
     return Recalibration(model, _write(layers, estimates, notes, estimator), left_out)
@@ -281,31 +281,42 @@ def _shown(batches: Iterable[Any], progress: Callable[[int, int | None], object]
         print(file=sys.stderr)
 
 
-def _merge_across_processes(estimates: dict[str, _Estimate], failed: bool = False) -> dict[str, _Estimate]:
-    """The estimates of all processes together, merged in the order of ranks, so that all get the same bits.
-
-    A process that failed takes part too, to tell the others, which would wait for it otherwise.
-    """
+def _merge_across_processes(model: nn.Module, estimates: dict[str, _Estimate]) -> dict[str, _Estimate]:
+    """The estimates of all processes together, merged in the order of ranks, so that all get the same bits."""
+    packed = [estimate.pack() for estimate in estimates.values()]
+    sizes = [len(part) for part in packed]
+    _tell_processes(model, size=sum(sizes))
     if not _processes():
         return estimates
-    packed = [estimate.pack() for estimate in estimates.values()]
-    device = torch.device("cpu") if dist.get_backend() == "gloo" else packed[0].device
-    flag = torch.tensor([failed], dtype=packed[0].dtype)
-    mine = torch.cat([part.to(device) for part in (flag, *packed)])
-    everyone = [torch.empty_like(mine) for _ in range(_processes())]
-    dist.all_gather(everyone, mine)
-    if failed:
-        return estimates
-    flags, *layers = zip(*(theirs.split([1, *map(len, packed)]) for theirs in everyone), strict=True)
-    for rank, flag in enumerate(flags):
-        if flag:
+    ranks = [theirs.split(sizes) for theirs in _gather(model, torch.cat(packed))]
+    return {
+        name: reduce(_Estimate.merge, (own.unpack(parts[i]) for parts in ranks))
+        for i, (name, own) in enumerate(estimates.items())
+    }
+
+
+def _tell_processes(model: nn.Module, *, size: int = 0, failed: bool = False) -> None:
+    """Tell the other processes what is to come, or that nothing is, since they would wait for it.
+
+    Raises:
+        BatchNormError: another process failed, or has other layers; not raised where this one failed.
+    """
+    if not _processes():
+        return
+    for rank, (their_size, they_failed) in enumerate(_gather(model, torch.tensor([size, failed]))):
+        if they_failed and not failed:
             raise BatchNormError(
                 f"recalibrate failed in the process of rank {rank}, see its error; nothing changed here"
             )
-    return {
-        name: reduce(_Estimate.merge, (own.unpack(theirs) for theirs in parts))
-        for (name, own), parts in zip(estimates.items(), layers, strict=True)
-    }
+        if their_size != size and not failed:
+            raise BatchNormError(f"the process of rank {rank} recalibrates other layers; give all the same network")
+
+
+def _gather(model: nn.Module, mine: Tensor) -> list[Tensor]:
+    mine = mine.to("cpu" if dist.get_backend() == "gloo" else device_of(model))
+    everyone = [torch.empty_like(mine) for _ in range(_processes())]
+    dist.all_gather(everyone, mine)
+    return everyone
 
 
 def _processes() -> int:
