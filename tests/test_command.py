@@ -126,6 +126,13 @@ def test_weights_are_loaded(run, tiny, suffix):
     assert_close(torch.export.load("out.pt2").module()(images(2)), trained.eval()(images(2)))
 
 
+def test_an_old_checkpoint_does_not_count_batches(run, tiny):
+    state = tiny.with_norm().state_dict()
+    del state["1.num_batches_tracked"]
+    torch.save(state, "weights.pt")
+    assert "1 of 1 folded" in run("fold", "tiny:with_norm", "--weights", "weights.pt", "--input", "2x3x8x8")
+
+
 class Code:
     def __reduce__(self):
         return os.mkdir, ("ran",)

@@ -61,7 +61,8 @@ def load_weights(model: nn.Module, file: Path) -> None:
         )
         raise BatchNormError(f"{file} holds {found}; wanted tensors by name. Write model.state_dict() into it.")
     own = model.state_dict()
-    faults = [f"has no {name!r}" for name in own if name not in state]
+    # Checkpoints older than torch 0.4.1 do not count batches, which nothing here depends on.
+    faults = [f"has no {name!r}" for name in own if name not in state and not name.endswith("num_batches_tracked")]
     faults += [f"has {name!r}, which the network has not" for name in state if name not in own]
     faults += [
         f"has {name!r} of shape {tuple(state[name].shape)}, the network of {tuple(value.shape)}"
@@ -71,7 +72,7 @@ def load_weights(model: nn.Module, file: Path) -> None:
     if faults:
         more = f"; and {len(faults) - 5} more" if len(faults) > 5 else ""
         raise BatchNormError(f"{file} does not fit {type(model).__name__}: it {'; it '.join(faults[:5])}{more}")
-    model.load_state_dict(state)
+    model.load_state_dict(state, strict=False)
 
 
 def _read(file: Path) -> Any:
