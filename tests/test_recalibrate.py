@@ -5,6 +5,7 @@ import io
 import json
 import re
 import sys
+from datetime import timedelta
 
 import numpy as np
 import pytest
@@ -435,6 +436,10 @@ def statistics_after(model, layer, batches, **options):
     return mean, var, row.values, int(layer.num_batches_tracked)
 
 
+def all_batches_in_rank_1(rank):
+    return [b for batches in BATCHES for b in batches] if rank else []
+
+
 def pooled(rank):
     model = nn.BatchNorm1d(4)
     return statistics_after(model, model, BATCHES[rank])
@@ -447,12 +452,12 @@ def sync(rank):
 
 def ddp(rank):
     model = nn.BatchNorm1d(4)
-    return statistics_after(nn.parallel.DistributedDataParallel(model), model, BATCHES[rank])
+    return statistics_after(nn.parallel.DistributedDataParallel(model), model, all_batches_in_rank_1(rank))
 
 
 def one_side_only(rank):
     model = nn.BatchNorm1d(4)
-    return statistics_after(model, model, [b for batches in BATCHES for b in batches] if rank else [])
+    return statistics_after(model, model, all_batches_in_rank_1(rank))
 
 
 def paper(rank):
@@ -490,7 +495,9 @@ CASES = (pooled, sync, ddp, one_side_only, paper, failing, mistaken, different)
 
 def run_cases(rank, folder):
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2, timeout=timedelta(seconds=30)
+    )
     results = {case.__name__: case(rank) for case in CASES}
     (folder / f"{rank}.json").write_text(json.dumps(results))
     torch.distributed.barrier()

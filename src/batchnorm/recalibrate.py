@@ -100,7 +100,7 @@ def recalibrate(
     Raises:
         BatchNormError: an unknown estimator; no BN to recalibrate; no batch that can be used; another process failed.
     """
-    # The wrapper would broadcast buffers at every forward, and wait for ever where processes have unequal batches.
+    # The wrapper broadcasts buffers before a forward, and would wait for ever for a process that has no batch.
     bare = model.module if isinstance(model, DistributedDataParallel) else model
     try:
         if estimator not in get_args(Estimator):
