@@ -285,6 +285,19 @@ def test_timm_layer_is_frozen_and_its_dropout_is_not():
     assert not layer.training
 
 
+def test_parameters_of_an_activation_inside_are_not_frozen():
+    timm_layers = pytest.importorskip("timm.layers")
+    layer = timm_layers.BatchNormAct2d(4, act_layer=nn.PReLU)
+    bn.freeze(layer)
+    assert [name for name, p in layer.named_parameters() if p.requires_grad] == ["act.weight"]
+
+
+def test_a_layer_without_statistics_is_in_the_mode_of_its_parents():
+    model = nn.Sequential(nn.BatchNorm2d(4, track_running_stats=False))
+    bn.freeze(model)
+    assert model.train()[0].training
+
+
 def test_instance_norm_is_no_batch_norm():
     model = nn.Sequential(nn.InstanceNorm2d(4, affine=True, track_running_stats=True), nn.BatchNorm2d(4))
     rows = bn.freeze(model).rows
@@ -334,6 +347,14 @@ def test_recalibrate_leaves_frozen_statistics():
     assert not model.train()[0].training
     with pytest.raises(bn.BatchNormError, match=r"'0': frozen.*Call bn.unfreeze"):
         bn.recalibrate(model[:1], [images()])
+
+
+def test_recalibrate_does_not_change_the_mode_that_was_asked_for():
+    model = nn.Sequential(nn.BatchNorm2d(2), nn.BatchNorm2d(2))
+    bn.freeze(model[0])
+    bn.recalibrate(model.train(), [images()])
+    bn.unfreeze(model)
+    assert model[0].training
 
 
 def train_in_ddp(rank, folder):

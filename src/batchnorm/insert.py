@@ -280,7 +280,7 @@ def _why_bias_stays(network: Network, place: _Place, bias: Tensor | None, normal
         return "its bias is computed from the network's input"
     if layer is None:
         return ""
-    if not network.is_stock(place.node) or "bias" not in layer._parameters:
+    if not network.is_stock(place.node):
         return f"{type(layer).__name__} has a forward, hooks or a parametrization of its own"
     if any(network.layer(node) is layer and node not in normalized for node in network.graph.nodes):
         return "also called where no BN follows"
