@@ -227,6 +227,14 @@ def test_a_bias_that_is_used_by_itself_is_kept():
     assert biases(result) == {"fc": "kept"}
 
 
+def test_a_bias_that_its_layer_needs_elsewhere_stays_there():
+    model = Model(lambda m, x: F.linear(x, m.fc.weight, m.fc.bias).relu() + m.fc(x), fc=lambda: nn.Linear(4, 4)).train()
+    x = randn(16, 4)
+    result = bn.insert(model, x)
+    assert_close(result.model(x), normalized(model.fc(x)).relu() + model.fc(x))
+    assert biases(result) == {"fc": "dropped"}
+
+
 def test_weight_norm_stays():
     layer = nn.utils.parametrizations.weight_norm(nn.Linear(4, 4))
     model, x = nn.Sequential(layer, nn.ReLU()).train(), randn(16, 4)
@@ -344,6 +352,19 @@ def test_remove(remove, removed):
     assert torch.equal(result.model(IMAGES), result.model(IMAGES)) == ("drop" in removed)
 
 
+def test_no_flag_is_left_of_a_dropout_that_is_removed():
+    assert "training_flag" in bn.insert(Net(), IMAGES).model.code
+    assert "training_flag" not in bn.insert(Net(), IMAGES, remove="dropout").model.code
+
+
+def test_a_dropout_that_is_called_twice_is_removed_twice():
+    model = Model(lambda m, x: m.drop(m.fc(m.drop(x)).relu()), drop=nn.Dropout, fc=lambda: nn.Linear(4, 4)).train()
+    x = randn(16, 4)
+    result = bn.insert(model, x, remove="dropout")
+    assert rows(result, "removed") == ["drop", "drop"]
+    assert_close(result.model(x), normalized(model.fc(x)).relu())
+
+
 def test_without_local_response_normalization_the_rest_is_the_same():
     model = Net().eval()
     with_lrn, without = (bn.insert(model, IMAGES, remove=kinds).model for kinds in ((), "lrn"))
@@ -413,6 +434,14 @@ def test_keep_function_starts_at_the_measured_moments():
     assert_close(norm.running_mean, mean - model.get_parameter("features.0.bias").detach().double())
 
 
+def test_deeper_layers_are_measured_in_the_network_as_it_was():
+    model, x = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3), nn.Tanh()).double(), randn(64, 4).double()
+    norm = bn.insert(model, x, keep_function=[x]).model.get_submodule("2_bn")
+    z = model[2](model[1](model[0](x)))
+    assert_close(norm.bias, z.mean(0), 1e-12)
+    assert_close(norm.running_var, z.var(0), 1e-12)
+
+
 def test_keep_function_takes_a_data_loader_of_inputs_and_targets():
     model = Net().train()
     loader = torch.utils.data.DataLoader(
@@ -434,6 +463,15 @@ def test_keep_function_of_layers_called_twice_functions_and_kept_biases():
     assert_close(result.model(3 * x), model(3 * x))
 
 
+def test_a_network_that_writes_into_its_input_does_not_write_into_the_example():
+    model = Model(lambda m, x: m.fc(x.mul_(2)).relu(), fc=lambda: nn.Linear(4, 4)).eval()
+    x = randn(16, 4)
+    result = bn.insert(model, x, keep_function=[x.clone()])
+    assert torch.equal(x, randn(16, 4))
+    assert result.max_error is not None
+    assert result.max_error < 1e-6
+
+
 def test_keep_function_of_a_dead_channel():
     model = nn.Sequential(nn.Linear(4, 3), nn.ReLU()).eval()
     nn.init.zeros_(model.get_parameter("0.weight").detach()[1])
@@ -447,9 +485,10 @@ def test_keep_function_of_a_dead_channel():
         ([], "'features.0' less than two values per channel"),
         (IMAGES, r"an iterable of batches; got one Tensor. Give \[batch\]"),
         ([IMAGES, IMAGES * float("nan")], "'features.0' values that are not finite"),
+        ([IMAGES[:1]], "'head.0' less than two values per channel"),
         ([IMAGES, 7], "cannot tell the input of a batch of type int"),
     ],
-    ids=["none", "one", "nan", "kind"],
+    ids=["none", "one", "nan", "small", "kind"],
 )
 def test_batches_to_measure_that_do_not_do(batches, message):
     with pytest.raises(bn.BatchNormError, match=message):

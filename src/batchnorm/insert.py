@@ -307,7 +307,7 @@ def _disown(network: Network, target: str) -> None:
     """Take a layer or parameter out of the network, if no call can reach it any more."""
     owner, _, name = target.rpartition(".")
     calls = [str(node.target) for node in network.graph.nodes if node.op in ("get_attr", "call_module")]
-    if not any(_within(target, call) or _within(call, target) for call in calls):
+    if not any(_within(target, call) for call in calls):
         delattr(network.root.get_submodule(owner), name)
 
 
