@@ -171,6 +171,36 @@ def test_eps_must_be_positive_in_training(eps):
         batch_norm(torch.randn(4, 3), None, None, training=True, eps=eps)
 
 
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    ("x", "statistics", "message"),
+    [
+        (torch.randn(4, 3), torch.ones(5), "running_mean should contain 3 elements not 5"),
+        (torch.randn(4, 3), torch.ones(4, 3), "running_mean should contain 3 elements not 12"),
+        (torch.randn(4), torch.ones(4), "running_mean should contain 0 elements not 4"),
+    ],
+)
+def test_running_statistics_of_another_size_get_torchs_error(x, statistics, message, training):
+    before = statistics.clone()
+    with pytest.raises(RuntimeError, match=message):
+        batch_norm(x, statistics, statistics.clone(), training=training)
+    assert torch.equal(statistics, before)
+
+
+def test_running_statistics_are_no_parameters():
+    with pytest.raises(bn.BatchNormError, match="running statistics are no parameters"):
+        batch_norm(torch.randn(4, 3), torch.zeros(3, requires_grad=True), torch.ones(3), training=True)
+
+
+def test_a_negative_slope_below_zero_has_a_gradient():
+    x = torch.randn(4, 2, 3, dtype=torch.float64, requires_grad=True)
+
+    def f(x):
+        return batch_norm(x, None, None, training=True, activation="leaky_relu", negative_slope=-0.3)
+
+    assert torch.autograd.gradcheck(f, x)
+
+
 def test_memory_format_is_kept():
     x = torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)
     for training in (True, False):

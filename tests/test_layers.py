@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -279,3 +280,41 @@ def test_an_empty_batch_changes_nothing_and_warns_of_nothing():
 def test_unknown_activation_is_refused_at_construction():
     with pytest.raises(bn.BatchNormError, match="got 'gelu'"):
         bn.BatchNorm1d(2, activation="gelu")
+
+
+def test_torch_fx_takes_the_layer_as_a_leaf_as_torchs_own():
+    network = nn.Sequential(nn.Conv2d(2, 4, 1), bn.BatchNorm2d(4, activation="relu")).eval()
+    traced = torch.fx.symbolic_trace(network)
+    assert [node.target for node in traced.graph.nodes if node.op == "call_module"] == ["0", "1"]
+    (x,) = batches((3, 2, 4, 4), 1, torch.float32)
+    assert traced(x).equal(network(x))
+
+
+def test_torchs_converter_drops_the_activation_as_documented():
+    converted = nn.SyncBatchNorm.convert_sync_batchnorm(bn.BatchNorm2d(3, activation="relu"))
+    assert type(converted) is nn.SyncBatchNorm
+    assert "convert_sync_batchnorm" in (bn.BatchNorm2d.__doc__ or "")
+
+
+def test_a_traced_layer_leaves_a_bad_batch_out():
+    layer = bn.BatchNorm1d(2)
+    good = torch.tensor([[1.0, 2.0], [3.0, 6.0]])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit.trace is deprecated, and checks by running a training layer twice
+        traced = torch.jit.trace(layer, good, check_trace=False)
+    before = copy.deepcopy(traced.state_dict())
+    traced(good * float("inf"))
+    torch.testing.assert_close(traced.state_dict(), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_one_statistic_missing_is_refused(training):
+    layer = bn.BatchNorm1d(2).train(training)
+    layer.running_var = None
+    with pytest.raises(bn.BatchNormError, match="got only running_mean"):
+        layer(torch.randn(4, 2))
+
+
+def test_wrong_channels_get_torchs_error():
+    with pytest.raises(RuntimeError, match="running_mean should contain 3 elements not 4"):
+        bn.BatchNorm1d(4, affine=False)(torch.randn(2, 3))

@@ -2,7 +2,6 @@
 
 from . import functional as functional
 from .errors import BatchNormError as BatchNormError
-from .kernels import kernels_available as kernels_available
 from .fold import FoldResult as FoldResult
 from .fold import FoldRow as FoldRow
 from .fold import fold as fold
@@ -12,6 +11,7 @@ from .fuse import FuseResult as FuseResult
 from .fuse import FuseRow as FuseRow
 from .fuse import fuse as fuse
 from .insert import insert as insert
+from .kernels import kernels_available as kernels_available
 from .layers import BatchNorm1d as BatchNorm1d
 from .layers import BatchNorm2d as BatchNorm2d
 from .layers import BatchNorm3d as BatchNorm3d

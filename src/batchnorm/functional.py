@@ -60,9 +60,7 @@ def batch_norm(
         ValueError, RuntimeError: torch's own, for a shape that does not fit.
     """
     check_activation(activation)
-    if (running_mean is None) != (running_var is None):
-        given = "running_var" if running_mean is None else "running_mean"
-        raise BatchNormError(f"batch_norm got only {given}; give both running statistics or neither")
+    check_running(x, running_mean, running_var)
     if training:
         z, mean, var = normalize_by_batch(x, weight, bias, eps, activation, negative_slope)
         if running_mean is not None and running_var is not None:
@@ -161,6 +159,29 @@ def check_activation(activation: str | None) -> None:
         raise BatchNormError(f"activation must be None or one of {known}; got {activation!r}")
 
 
+def check_running(x: Tensor, running_mean: Tensor | None, running_var: Tensor | None) -> None:
+    """Raise unless the running statistics fit `x`: both or neither, one value a channel, without gradient.
+
+    Raises:
+        BatchNormError: one is missing, or autograd follows them.
+        RuntimeError: they have another number of channels, in torch's words.
+    """
+    if running_mean is None and running_var is None:
+        return
+    if running_mean is None or running_var is None:
+        given = "running_var" if running_mean is None else "running_mean"
+        raise BatchNormError(f"batch normalization got only {given}; give both running statistics or neither")
+    channels = x.shape[1] if x.dim() > 1 else 0
+    for name, statistic in (("running_mean", running_mean), ("running_var", running_var)):
+        if statistic.dim() != 1 or statistic.shape[0] != channels:
+            raise RuntimeError(
+                f"{name} should contain {channels} elements not {statistic.numel()}: the input of size "
+                f"{tuple(x.shape)} has {channels} channels on axis 1, and {name} has shape {tuple(statistic.shape)}"
+            )
+    if running_mean.requires_grad or running_var.requires_grad:
+        raise BatchNormError("running statistics are no parameters: call requires_grad_(False) on them")
+
+
 def _check_batch(x: Tensor, eps: float) -> None:
     if eps <= 0.0:  # torch's own check is newer than the oldest torch that we run on
         raise BatchNormError(f"batch_norm eps must be positive during training, but got {eps}; the default is 1e-5")
@@ -168,7 +189,7 @@ def _check_batch(x: Tensor, eps: float) -> None:
         raise BatchNormError(
             f"Expected more than 1 value per channel when training, got input size {tuple(x.shape)}: a batch of one "
             "value has no variance. Use a larger batch (DataLoader(drop_last=True) drops a last batch of one), or "
-            "call .eval() on the layer to normalise by the running statistics."
+            "normalise by running statistics: .eval() on a layer that tracks them."
         )
 
 
@@ -339,6 +360,8 @@ def _activate(y: Tensor, activation: Activation | None, negative_slope: float) -
         case "relu":
             return torch.relu_(y)
         case "leaky_relu":
+            if negative_slope < 0:  # torch's in-place backward can't tell the two sides apart then
+                return F.leaky_relu(y, negative_slope)
             return F.leaky_relu_(y, negative_slope)
         case "sigmoid":
             return torch.sigmoid_(y)

@@ -30,12 +30,15 @@ class _FusedBatchNorm(_BatchNorm):
     - running statistics stay float32 in a `.half()` or `.bfloat16()` network (torch's bfloat16 mean sticks at 96
       where the truth is 100);
     - a batch whose mean or variance is not finite leaves the running statistics and `num_batches_tracked` as they
-      were, with one warning a layer on CPU (elsewhere silently: a warning would make the device wait);
+      were, with one warning a layer in eager mode on the CPU (elsewhere silently: a device would have to wait);
     - `momentum=None`, the cumulative average, works under `torch.compile(fullgraph=True)`.
 
     Training: normalises by the batch's mean and biased variance; the running statistics move by `momentum` towards
     its mean and unbiased variance. Eval: normalises by the running statistics, or by the batch's own if
     `track_running_stats=False`.
+
+    Torch's tools that take any batch norm for an affine map, such as `SyncBatchNorm.convert_sync_batchnorm` and
+    `torch.nn.utils.fusion`, don't know of `activation` and drop it: use them on layers with `activation=None`.
 
     Arguments:
         num_features: C, the size of axis 1.
@@ -78,19 +81,23 @@ class _FusedBatchNorm(_BatchNorm):
         self._widen_statistics()
 
     def forward(self, input: Tensor) -> Tensor:
+        if isinstance(input, torch.fx.Proxy):  # torch.fx takes layers of torch's own modules as leaves, and only those
+            tracer = input.tracer
+            return tracer.create_proxy("call_module", tracer.path_of_module(self), (input,), {})  # pyright: ignore[reportAttributeAccessIssue, reportReturnType]
         self._check_input_dim(input)
+        running_mean, running_var = self.running_mean, self.running_var
+        functional.check_running(input, running_mean, running_var)
         fused = (self.eps, self.activation, self.negative_slope)
-        if not self.training and self.running_mean is not None and self.running_var is not None:
-            return functional.normalize(input, self.running_mean, self.running_var, self.weight, self.bias, *fused)
+        if not self.training and running_mean is not None and running_var is not None:
+            return functional.normalize(input, running_mean, running_var, self.weight, self.bias, *fused)
         z, mean, var = functional.normalize_by_batch(input, self.weight, self.bias, *fused)
-        if self.training and self.track_running_stats and input.numel():
-            self._update_running(mean, var)
+        tracks = self.training and self.track_running_stats and input.numel() > 0
+        if tracks and running_mean is not None and running_var is not None:
+            self._update_running(running_mean, running_var, mean, var)
         return z
 
-    def _update_running(self, mean: Tensor, var: Tensor) -> None:
-        running_mean, running_var, count = self.running_mean, self.running_var, self.num_batches_tracked
-        if running_mean is None or running_var is None:
-            return
+    def _update_running(self, running_mean: Tensor, running_var: Tensor, mean: Tensor, var: Tensor) -> None:
+        count = self.num_batches_tracked
         momentum = self.momentum
         if momentum is None:
             momentum = 0.0 if count is None else (count + 1).to(running_mean.dtype).reciprocal()

@@ -13,11 +13,12 @@ from .errors import BatchNormError
 _PART = 2**18  # values
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Moments:
     """Mean and spread of `count` values for each of C channels.
 
     m2 = sum((x - mean)^2), so that var = m2 / count (biased) or m2 / (count - 1) (unbiased).
+    A value that is not finite makes its channel's mean and m2 NaN or infinite, and so those of every merge with it.
     E[x^2] - E[x]^2 is never formed: fvcore's `update_bn_stats` does, and at mean 300 with std 0.05 in float32 its
     variance is negative.
 
@@ -65,7 +66,7 @@ class Moments:
         return Moments(x.shape[0] * x.shape[2], mean, inside + x.shape[2] * between)
 
     def merge(self, other: Moments) -> Moments:
-        """Moments of both sets together (Chan, Golub & LeVeque 1979): exact, associative, any order.
+        """Moments of both sets together (Chan, Golub & LeVeque 1979): in any order, up to rounding.
 
         The spread between the two means enters m2; averaging variances, as timm's `distribute_bn` does, loses it.
 
