@@ -21,7 +21,7 @@ bench: $(VENV)/lint
 
 # A stamp per set of extras, made again when the build or the dependencies change.
 $(VENV)/%: $(SOURCES)
-	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	test -x $(VENV)/bin/pip || $(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --editable '.[$*]'
 	touch $@
 

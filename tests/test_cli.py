@@ -53,6 +53,7 @@ def test_a_run_ends_with_the_table_and_the_paths(monkeypatch, capsys, tmp_path):
         (["--resume", "nowhere"], "nowhere is not the folder of a run"),
         (["--resume", "nowhere", "--lr", 1], "give no others beside it"),
         (["--resume", "nowhere", "--sweep"], "give no others beside it"),
+        (["--sweep", "--lr", 1], "--sweep chooses --lr itself"),
         (["--batch-size", 70_000], "batch size 70000 does not fit 60000 training examples"),
     ],
 )
@@ -62,6 +63,21 @@ def test_mistakes_are_one_line_and_leave_nothing_behind(monkeypatch, tmp_path, a
         run(monkeypatch, "mnist", *arguments)
     assert str(exited.value.code).count("\n") == 0
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("[1]", "is not the folder of a run"),
+        ('{"experiment": "imagenet", "made_with": {}}', "is a run of 'imagenet'"),
+        ('{"experiment": "mnist", "made_with": {}, "data": null, "colour": 1}', "other settings than this version"),
+        ('{"experiment": "mnist", "made_with": {}}', "other settings than this version"),
+    ],
+)
+def test_a_damaged_run_is_one_line(monkeypatch, tmp_path, config, message):
+    (tmp_path / "config.json").write_text(config)
+    with pytest.raises(SystemExit, match=message):
+        run(monkeypatch, "mnist", "--resume", tmp_path)
 
 
 def test_without_its_extras_the_command_says_what_to_install():

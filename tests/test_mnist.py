@@ -19,7 +19,16 @@ import batchnorm as bn
 from batchnorm.paper import sweep
 from batchnorm.paper.data import Batches, load_mnist
 from batchnorm.paper.evaluate import measure, steps_to
-from batchnorm.paper.mnist import ARMS, MnistConfig, config_from_json, config_to_json, network, run_mnist, training
+from batchnorm.paper.mnist import (
+    ARMS,
+    MnistConfig,
+    config_from_json,
+    config_to_json,
+    in_parallel,
+    network,
+    run_mnist,
+    training,
+)
 from batchnorm.paper.run import Run
 from batchnorm.paper.train import train
 
@@ -121,9 +130,77 @@ def test_bn_learns_faster_from_the_first_steps(finished):
     assert rows[-1]["test_accuracy"] > rows[-2]["test_accuracy"] + 0.2
 
 
-def test_two_threads_change_no_bit(finished, tmp_path):
-    _, rows = run_short(tmp_path / "threads", replace(SHORT, threads=2))
+@pytest.mark.parametrize("threads", [2, 4])
+def test_the_number_of_threads_changes_no_bit(finished, tmp_path, threads):
+    before = torch.get_num_threads()
+    _, rows = run_short(tmp_path / "threads", replace(SHORT, threads=threads))
     assert rows == finished[1]
+    assert torch.get_num_threads() == before
+
+
+def test_a_resume_from_the_middle_goes_on_to_the_same_bits(finished, tmp_path, monkeypatch):
+    monkeypatch.setattr("batchnorm.paper.train.CHECKPOINT_SECONDS", 0.0)
+    run = Run.create(tmp_path / "run", "mnist", config_to_json(SHORT))
+
+    def fail_late(row):
+        if row["step"] == 40:
+            raise KeyError("a crash")
+
+    with pytest.raises(KeyError, match="a crash"):
+        run_mnist(SHORT, DATA, run, fail_late, Event())
+    assert run.checkpoint("plain").load()["step"] == 39
+    again = []
+    assert run_mnist(SHORT, DATA, run, again.append, Event()) == finished[1]
+    assert [row["step"] for row in again if row["arm"] == "plain"] == [40, 60]
+
+
+def test_one_failure_stops_the_other_trainings():
+    begun, stop = [], Event()
+
+    def task(job):
+        begun.append(job)
+        assert not stop.is_set() or job > 1
+        if job == 1:
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        in_parallel(task, list(range(5)), 1, stop)
+    assert stop.is_set()
+
+
+def test_a_run_that_another_process_writes_is_refused(tmp_path):
+    process = start_and_wait_for_rows(tmp_path / "run", 2, "--steps", 100_000)
+    done = subprocess.run(
+        [sys.executable, "-m", "batchnorm", "mnist", "--resume", str(tmp_path / "run")],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    process.kill()
+    process.communicate()
+    assert done.returncode == 1
+    assert "is being written by another process" in done.stderr
+
+
+def test_checkpoints_without_their_rows_are_named(tmp_path):
+    run, _ = run_short(tmp_path / "run", replace(SHORT, steps=20))
+    run.metrics.unlink()
+    with pytest.raises(bn.BatchNormError, match=r"lacks rows of 'plain' before step 20.*remove .*checkpoint-plain\.pt"):
+        run_mnist(SHORT, DATA, run, ignore, Event())
+
+
+def test_a_damaged_line_is_named(tmp_path):
+    run = Run.create(tmp_path / "run", "mnist", {})
+    run.metrics.write_text('{"step": 0}\n{"st\n{"step": 1}\n')
+    with pytest.raises(bn.BatchNormError, match=r"metrics\.jsonl, line 2 is damaged"):
+        run.rows()
+
+
+def test_the_datas_path_is_kept_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    saved = config_to_json(replace(SHORT, data=Path("idx")))
+    assert saved["data"] == str(tmp_path / "idx")
+    assert config_from_json(saved).data == tmp_path / "idx"
 
 
 def test_a_stopped_run_resumes_to_the_same_bits(finished, tmp_path):
@@ -205,6 +282,13 @@ def test_default_folders_are_numbered(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folders = [str(Run.create(None, "mnist", {}).folder) for _ in range(3)]
     assert folders == ["runs/mnist-1", "runs/mnist-2", "runs/mnist-3"]
+
+
+def test_a_runs_folder_that_cannot_be_made_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("runs").symlink_to("nowhere")
+    with pytest.raises(bn.BatchNormError, match="cannot make the run folder in runs"):
+        Run.create(None, "mnist", {})
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path):

@@ -21,7 +21,7 @@ def test_links_lead_to_files(target):
 
 
 def test_make_targets_exist():
-    targets = set(re.findall(r"\bmake ([a-z]+)", README))
+    targets = set(re.findall(r"^make ([a-z]+)", README, re.MULTILINE))
     makefile = (ROOT / "Makefile").read_text()
     assert targets
     assert all(f"\n{target}:" in makefile for target in targets)

@@ -43,15 +43,17 @@ def main() -> None:
     for name, wanted in SOURCE_SHA256.items():
         if sha256((folder / name).read_bytes()) != wanted:
             sys.exit(f"{folder / name} is not the canonical file: its SHA-256 is not {wanted}")
+        if (folder / name.removesuffix(".gz")).exists():
+            sys.exit(f"{folder} has {name} unpacked too, which would be read in its place; use a folder without")
     data = load_mnist(folder)
     packed = {}
     for name in IDX_NAMES:
         array = getattr(data, name).numpy().astype(np.uint8)
         packed[name] = np.packbits(array, axis=1) if name.endswith("images") else array
         print(name, sha256(packed[name].tobytes()))
-    np.savez_compressed(PACKED, **packed)
     if {name: sha256(array.tobytes()) for name, array in packed.items()} != RESULT_SHA256:
-        sys.exit(f"{PACKED} was written, and differs from what RESULT_SHA256 records")
+        sys.exit(f"the result differs from what RESULT_SHA256 records; {PACKED} was not written")
+    np.savez_compressed(PACKED, **packed)
 
 
 def sha256(content: bytes) -> str:

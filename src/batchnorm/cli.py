@@ -9,6 +9,7 @@ from typing import Annotated
 from .command import run_fold, run_insert, run_recalibrate
 from .errors import BatchNormError
 from .insert import Removable
+from .memory import keep_memory
 from .recalibrate import Estimator
 
 try:
@@ -17,7 +18,10 @@ try:
     from .paper.console import show_mnist, show_sweep
     from .paper.mnist import MnistConfig, config_from_json, config_to_json
     from .paper.run import Run
+    from .paper.sweep import check_sweep
 except ModuleNotFoundError as missing:
+    if missing.name not in ("tyro", "rich", "matplotlib", "plotly"):
+        raise
     sys.exit(f"batchnorm: the command needs {missing.name}. Install it with: pip install 'batchnorm[paper]'")
 
 
@@ -40,18 +44,25 @@ def mnist(
             bit, as if it had never stopped.
         sweep: Train both networks at a grid of learning rates and initial standard deviations, 3 seeds each, and draw
             a heat map of their test accuracy: 210 trainings, so give fewer --steps (10000 takes some half an hour).
+            --seed is the first of the seeds.
     """
+    keep_memory()
     if resume is None:
+        if sweep:
+            check_sweep(config)
         experiment, data = "sweep" if sweep else "mnist", config.load()
         run = Run.create(out, experiment, config_to_json(config))
     else:
         if out is not None or sweep or config != MnistConfig():
             raise BatchNormError(f"--resume {resume} goes on under that run's own settings; give no others beside it")
         run, experiment, saved = Run.open(resume)
+        if experiment not in ("mnist", "sweep"):
+            raise BatchNormError(f"{resume} is a run of {experiment!r}; batchnorm mnist resumes its own")
         config = config_from_json(saved)
         data = config.load()
-    show = {"mnist": show_mnist, "sweep": show_sweep}[experiment]
-    show(config, data, run)
+    show = show_sweep if experiment == "sweep" else show_mnist
+    with run.claimed():
+        show(config, data, run)
 
 
 Target = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODULE:FACTORY")]

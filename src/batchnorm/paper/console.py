@@ -23,7 +23,10 @@ def show_mnist(config: MnistConfig, data: Mnist, run: Run) -> None:
     """Run Figure 1 into `run` under two progress bars; write its pictures and page; print what came of it."""
     print(f"Run folder: {run.folder}")
     with _progress() as progress:
-        bars = {arm: progress.add_task(style["label"], total=config.steps, note="") for arm, style in STYLES.items()}
+        bars = {
+            arm: progress.add_task(style["label"], total=config.steps, completed=_reached(run, arm), note="")
+            for arm, style in STYLES.items()
+        }
 
         def report(row: Row) -> None:
             note = f"test accuracy {row['test_accuracy']:.2%}"
@@ -36,7 +39,7 @@ def show_mnist(config: MnistConfig, data: Mnist, run: Run) -> None:
     pictures = [*figure1(rows, run.folder), write_report(rows, config_to_json(config), run.folder)]
     _print_table("Training steps to a test accuracy", steps_table(rows))
     _print_paths([run.metrics, *pictures])
-    if {arm for arm in STYLES for row in rows if row["arm"] == arm and row["step"] == config.steps} != set(STYLES):
+    if any(_reached(run, arm) < config.steps for arm in STYLES):
         _print_resume(run)
 
 
@@ -58,6 +61,11 @@ def show_sweep(config: MnistConfig, data: Mnist, run: Run) -> None:
         _print_paths([run.metrics, *pictures])
     if len(rows) < total:
         _print_resume(run)
+
+
+def _reached(run: Run, arm: str) -> int:
+    """The last step of `arm` in the records."""
+    return max((row["step"] for row in run.rows() if row["arm"] == arm), default=0)
 
 
 def _progress() -> Progress:

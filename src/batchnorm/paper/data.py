@@ -98,9 +98,11 @@ def _find_idx(folder: Path, name: str) -> Path:
 def _read_idx(path: Path) -> np.ndarray:
     """The array of one IDX file: two zero bytes, a type (8 is uint8), the number of axes, big-endian sizes, values."""
     try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise BatchNormError(f"{path} is damaged or not gzip: {error}. Copy or download it again.") from error
+        content = path.read_bytes()
+        if content.startswith(b"\x1f\x8b"):  # gzip, whatever the file is called
+            content = gzip.decompress(content)
+    except (EOFError, zlib.error, OSError) as error:
+        raise BatchNormError(f"{path} cannot be read: {error}. Copy or download it again.") from error
     axes = content[3] if len(content) >= 4 and content[:3] == b"\0\0\x08" else 0
     header = 4 + 4 * axes
     if axes == 0 or len(content) < header:

@@ -113,7 +113,7 @@ def run_mnist(config: MnistConfig, data: Mnist, run: Run, report: Report, stop: 
         report: called with every row as it is measured, from the thread of its arm.
         stop: set it (Ctrl-C) and both arms end at the next step, with a checkpoint to resume from.
     """
-    run.replace_rows(_rows_to_keep(run))
+    run.replace_rows(_rows_to_keep(run, config))
 
     def train_arm(arm: str) -> None:
         def record(row: Row) -> None:
@@ -121,11 +121,7 @@ def run_mnist(config: MnistConfig, data: Mnist, run: Run, report: Report, stop: 
             run.append(row)
             report(row)
 
-        try:
-            train(training(config, arm, data), record, stop, run.checkpoint(arm))
-        except BaseException:
-            stop.set()  # one arm alone is no comparison
-            raise
+        train(training(config, arm, data), record, stop, run.checkpoint(arm))
 
     in_parallel(train_arm, ARMS, config.threads, stop)
     rows = sorted(run.rows(), key=lambda row: (row["step"], ARMS.index(row["arm"])))
@@ -134,30 +130,67 @@ def run_mnist(config: MnistConfig, data: Mnist, run: Run, report: Report, stop: 
 
 
 def in_parallel(task: Callable[[Any], None], jobs: Sequence[Any], threads: int, stop: Event) -> None:
-    """`task` of every job, at most `threads` at once; Ctrl-C sets `stop` and waits until the tasks have seen it.
+    """`task` of every job, at most `threads` at once; a failure or Ctrl-C sets `stop` and waits for tasks to see it.
 
-    Python threads are enough: torch lets go of the interpreter lock while it computes.
+    Python threads are enough: torch lets go of the interpreter lock while it computes. Inside a task torch has one
+    thread, whatever `threads` is: the number changes the order of its sums, and so the bits of the records.
     """
-    torch.set_num_threads(max(1, threads // len(jobs)))
-    with ThreadPoolExecutor(min(threads, len(jobs))) as pool:
-        futures = [pool.submit(task, job) for job in jobs]
+
+    def stop_others_on_failure(job: Any) -> None:
         try:
-            wait(futures, return_when=FIRST_EXCEPTION)
-        except KeyboardInterrupt:
+            task(job)
+        except BaseException:
             stop.set()
+            raise
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    futures = []
+    try:
+        with ThreadPoolExecutor(min(threads, len(jobs))) as pool:
+            try:
+                futures += [pool.submit(stop_others_on_failure, job) for job in jobs]
+                wait(futures, return_when=FIRST_EXCEPTION)
+            except KeyboardInterrupt:
+                stop.set()
+    finally:
+        torch.set_num_threads(before)
     for future in futures:
         future.result()
 
 
-def _rows_to_keep(run: Run) -> list[Row]:
-    """The rows up to each arm's checkpoint; those after it will be measured again."""
-    reached = {arm: (run.checkpoint(arm).load() or {"step": -1})["step"] for arm in ARMS}
-    return [row for row in run.rows() if row["step"] <= reached[row["arm"]]]
+def _rows_to_keep(run: Run, config: MnistConfig) -> list[Row]:
+    """The rows up to each arm's checkpoint; those after it will be measured again.
+
+    Raises:
+        BatchNormError: rows are missing that a checkpoint is past, and that nothing would measure again.
+    """
+    rows = run.rows()
+    kept = []
+    for arm in ARMS:
+        reached = (run.checkpoint(arm).load() or {"step": -1})["step"]
+        own = [row for row in rows if row["arm"] == arm and row["step"] <= reached]
+        if len(own) < len(range(0, reached + 1, config.eval_every)):
+            raise BatchNormError(
+                f"{run.metrics} lacks rows of {arm!r} before step {reached}, where its checkpoint is; "
+                f"remove {run.checkpoint(arm).path} to train it from the start"
+            )
+        kept += own
+    return kept
 
 
 def config_to_json(config: MnistConfig) -> dict:
-    return asdict(config) | {"data": str(config.data) if config.data else None}
+    """The settings as JSON values; the data's path absolute, since a run may be resumed from elsewhere."""
+    return asdict(config) | {"data": str(config.data.resolve()) if config.data else None}
 
 
 def config_from_json(saved: dict) -> MnistConfig:
-    return replace(MnistConfig(**saved), data=Path(saved["data"]) if saved["data"] else None)
+    """The settings that `config_to_json` wrote.
+
+    Raises:
+        BatchNormError: settings that this version does not know, or lacks.
+    """
+    try:
+        return replace(MnistConfig(**saved), data=Path(saved["data"]) if saved["data"] else None)
+    except (TypeError, KeyError) as error:
+        raise BatchNormError(f"config.json has other settings than this version of batchnorm: {error}") from error

@@ -7,7 +7,8 @@ import math
 import os
 import platform
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,11 @@ import torch
 
 from .. import __version__
 from ..errors import BatchNormError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 Row = dict[str, Any]
 
@@ -48,7 +54,7 @@ class Run:
                 folder / "config.json", _json({"experiment": experiment, **config, "made_with": versions()})
             )
         except OSError as error:
-            raise BatchNormError(f"cannot make the run folder {folder}: {error}") from error
+            raise BatchNormError(f"cannot make the run folder {folder or 'in runs'}: {error}") from error
         return run
 
     @classmethod
@@ -59,14 +65,35 @@ class Run:
             BatchNormError: `folder` is not a run.
         """
         try:
-            config = json.loads((folder / "config.json").read_text())
+            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
             experiment = config.pop("experiment")
             config.pop("made_with")
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise BatchNormError(
                 f"{folder} is not the folder of a run: {error!r}. Name one with a config.json."
             ) from error
         return cls(folder), experiment, config
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Keep other processes from writing this run meanwhile (on POSIX; elsewhere nothing keeps them).
+
+        Raises:
+            BatchNormError: another process has claimed it.
+        """
+        if fcntl is None:
+            yield
+            return
+        folder = os.open(self.folder, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(folder)
+            raise BatchNormError(f"{self.folder} is being written by another process; wait for it") from error
+        try:
+            yield
+        finally:
+            os.close(folder)
 
     @property
     def metrics(self) -> Path:
@@ -79,7 +106,7 @@ class Run:
             BatchNormError: the disk is full or the folder read-only.
         """
         try:
-            with self._append, self.metrics.open("a") as file:
+            with self._append, self.metrics.open("a", encoding="utf-8") as file:
                 file.write(_line(row))
         except OSError as error:
             raise BatchNormError(f"cannot write {self.metrics}: {error}") from error
@@ -88,8 +115,14 @@ class Run:
         """All rows of the records; a last line that a kill cut short is left out."""
         if not self.metrics.exists():
             return []
-        lines = self.metrics.read_text().split("\n")
-        return [json.loads(line) for line in lines[:-1]]
+        lines = self.metrics.read_text(encoding="utf-8").split("\n")[:-1]
+        rows = []
+        try:
+            rows += map(json.loads, lines)
+        except json.JSONDecodeError as error:
+            line = f"line {len(rows) + 1}"
+            raise BatchNormError(f"{self.metrics}, {line} is damaged; remove that line: {error}") from error
+        return rows
 
     def replace_rows(self, rows: Iterable[Row]) -> None:
         """Write the records anew, all at once."""
@@ -146,18 +179,26 @@ def versions() -> dict[str, Any]:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write `text` so that a reader, or a kill, meets the old file or the new one, never half of either."""
+    """Write `text` so that a reader, or a kill, meets the old file or the new one, never half of either.
+
+    Raises:
+        BatchNormError: the disk is full or the folder read-only.
+    """
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    partial.replace(path)
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise BatchNormError(f"cannot write {path}: {error}") from error
 
 
 def _first_free(parent: Path, experiment: str) -> Path:
     number = 1
+    parent.mkdir(parents=True, exist_ok=True)
     while True:
         folder = parent / f"{experiment}-{number}"
         try:
-            folder.mkdir(parents=True)
+            folder.mkdir()
         except FileExistsError:
             number += 1
         else:

@@ -8,6 +8,7 @@ from itertools import product
 from statistics import mean
 from threading import Event
 
+from ..errors import BatchNormError
 from .data import Mnist
 from .mnist import ARMS, LABELS, MnistConfig, in_parallel, training
 from .run import Row, Run
@@ -16,7 +17,6 @@ from .train import train
 LRS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 STDS = (0.01, 0.03, 0.1, 0.3, 1.0)
 SEEDS = 3
-STEPS = 10_000
 
 
 Setting = tuple[float, float, int, str]
@@ -25,6 +25,14 @@ Setting = tuple[float, float, int, str]
 def settings(base: MnistConfig) -> list[Setting]:
     """Every training of the sweep: (lr, std, seed, arm)."""
     return list(product(LRS, STDS, range(base.seed, base.seed + SEEDS), ARMS))
+
+
+def check_sweep(base: MnistConfig) -> None:
+    """Raise BatchNormError for settings that a sweep would ignore."""
+    for name in ("lr", "std", "eval_every"):
+        if getattr(base, name) != getattr(MnistConfig(), name):
+            option = name.replace("_", "-")
+            raise BatchNormError(f"--sweep chooses --{option} itself, or does without; leave it out")
 
 
 def run_sweep(base: MnistConfig, data: Mnist, run: Run, report: Callable[[Row], None], stop: Event) -> list[Row]:

@@ -56,9 +56,9 @@ def train(training: Training, record: Callable[[Row], None], stop: Event, checkp
         step += 1
         if step % training.measure_every == 0 or step == training.steps:
             record({"step": step, "loss": loss.item(), **_measure(training)})
-            if checkpoint is not None and time.monotonic() - saved_at > CHECKPOINT_SECONDS:
-                checkpoint.save({"step": step, "model": training.model.state_dict()})
-                saved_step, saved_at = step, time.monotonic()
+        if checkpoint is not None and time.monotonic() - saved_at > CHECKPOINT_SECONDS:
+            checkpoint.save({"step": step, "model": training.model.state_dict()})
+            saved_step, saved_at = step, time.monotonic()
     if checkpoint is not None and step > saved_step:
         checkpoint.save({"step": step, "model": training.model.state_dict()})
 
