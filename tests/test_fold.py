@@ -270,6 +270,11 @@ def written(layers, x):
     return layers["conv"](z) + y.sum()
 
 
+def joined_twice(layers, x):
+    y = layers["conv"](x)
+    return F.relu(layers["norm"](torch.cat([y, y], 1)))
+
+
 CONV, NORM = nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4)
 LEFT = {
     "zero padding after it": (
@@ -289,6 +294,14 @@ LEFT = {
     "padded average pooling": (
         nn.Sequential(nn.Conv2d(4, 4, 3), nn.AvgPool2d(3, padding=1), copy.deepcopy(NORM)),
         "follows AvgPool2d",
+    ),
+    "average pooling by another divisor": (
+        nn.Sequential(nn.Conv2d(4, 4, 3), nn.AvgPool2d(2, divisor_override=3), copy.deepcopy(NORM)),
+        "follows AvgPool2d",
+    ),
+    "one output concatenated twice": (
+        Call(joined_twice, conv=copy.deepcopy(CONV), norm=nn.BatchNorm2d(8)),
+        "follows cat",
     ),
     "max pooling under negative gammas": (
         nn.Sequential(nn.Conv2d(4, 4, 3), nn.MaxPool2d(2), copy.deepcopy(NORM)),
