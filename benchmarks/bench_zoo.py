@@ -13,6 +13,7 @@ its own resolution otherwise. Latency is of a batch of one at the network's own 
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import platform
 import statistics
@@ -33,6 +34,7 @@ import batchnorm as bn
 HERE = Path(__file__).parent
 RECORDS = HERE.parent / "records" / "zoo"
 THREADS, TURNS = 2, 9
+LIMIT = 1e-5  # relative error in float32
 
 
 def names() -> list[str]:
@@ -94,6 +96,15 @@ def folded_by_fx(model: nn.Module, x: Tensor, layers: int) -> dict[str, Any]:
     return {"folded": layers - left, "error": error, "failure": None}
 
 
+@torch.no_grad()
+def conditioning(model: nn.Module, x: Tensor) -> dict[str, float]:
+    """For a network above the limit: its own float32 error, and the error of folding the same network in double."""
+    double = copy.deepcopy(model).double()
+    wanted = double(x.double())
+    own = float((model(x) - wanted).abs().max() / wanted.abs().max())
+    return {"own_error_float32": own, "folded_in_double": bn.fold(double, x.double()).max_error}
+
+
 def latency(before: nn.Module, after: nn.Module, x: Tensor) -> tuple[list[float], list[float]]:
     """Milliseconds of each call, the two networks in turns."""
     times: tuple[list[float], list[float]] = ([], [])
@@ -111,7 +122,7 @@ def measure(name: str) -> dict[str, Any]:
     model, size = build(name)
     x = small_input(model, size)
     try:
-        result = bn.fold(model, x, tolerance=1e-5)
+        result = bn.fold(model, x, tolerance=1.0)
     except bn.BatchNormError as error:
         layers = sum(isinstance(layer, _BatchNorm) for layer in model.modules())
         return {"network": name, "layers": layers, "folded": 0, "failure": str(error)}
@@ -121,6 +132,7 @@ def measure(name: str) -> dict[str, Any]:
         "layers": len(result.rows),
         "folded": result.folded,
         "errors": result.errors,
+        "conditioning": conditioning(model, x) if result.max_error > LIMIT else None,
         "fx": folded_by_fx(model, x, len(result.rows)),
         "left": {row.name: row.reason for row in result.rows if row.outcome != "folded"},
         "failure": None,
@@ -164,6 +176,7 @@ def totals(records: list[dict[str, Any]]) -> dict[str, Any]:
         "share": sum(r["folded"] for r in records) / layers,
         "free_of_batch_norm": sum(r["folded"] == r["layers"] for r in good),
         "failed": len(records) - len(good),
+        "above_limit": [r["network"] for r in good if r["errors"]["float32"] > LIMIT],
         "worst_error_float32": max(r["errors"]["float32"] for r in good),
         "worst_error_float64": max(r["errors"].get("float64", 0.0) for r in good),
         "fx_folded": sum(r["fx"]["folded"] for r in good),
