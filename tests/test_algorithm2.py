@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from torch import nn
 
 import batchnorm as bn
-from batchnorm.fold import fold
 
 # The networks run in double, so that what is left is rounding, not chance: some tens of layers of 1e-16.
 TOLERANCE = 1e-9
@@ -115,7 +114,7 @@ def test_insert_train_recalibrate_fold_equals(network):
     assert any(not torch.equal(p, untrained[name]) for name, p in trained.items())
     assert all(torch.equal(p, trained[name]) for name, p in model.named_parameters())
 
-    folded = fold(model, images(0)).model
+    folded = bn.fold(model, images(0)).model
     assert_equal(folded(images(9, n=3)), model.eval()(images(9, n=3)))
     assert not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in folded.modules())
 

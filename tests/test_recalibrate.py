@@ -220,7 +220,7 @@ def test_a_batch_that_is_not_finite_counts_for_no_layer(net, bad):
     with pytest.warns(RuntimeWarning, match=r"Batch 1 was left out: the input of 'bn1' is not finite"):
         result = bn.recalibrate(net, [good[0], spoilt, *good[1:]])
     assert_same_state(net, snapshot(expected))
-    assert result.left_out == ["Batch 1 was left out: the input of 'bn1' is not finite."]
+    assert result.left_out == ("Batch 1 was left out: the input of 'bn1' is not finite.",)
     assert result.left_out[0] in str(result)
 
 

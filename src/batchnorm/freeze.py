@@ -20,7 +20,7 @@ _BEFORE = "requires_grad_before_freeze"
 
 
 @dataclass(frozen=True)
-class FrozenLayer:
+class FreezeRow:
     """What of one BN is frozen now: its statistics, its affine parameters; None for what it does not have."""
 
     layer: str
@@ -30,11 +30,11 @@ class FrozenLayer:
 
 
 @dataclass(frozen=True)
-class Freezing:
+class FreezeResult:
     """What `freeze` or `unfreeze` did: the model and a row per BN. As a context manager, undone at the end."""
 
     model: nn.Module
-    rows: list[FrozenLayer]
+    rows: tuple[FreezeRow, ...]
     _before: list[tuple[_BatchNorm, bool, bool]] = field(repr=False)
 
     def __str__(self) -> str:
@@ -53,7 +53,7 @@ class Freezing:
             _set_affine(layer, affine)
 
 
-def freeze(model: nn.Module, *, statistics: bool = True, affine: bool = True) -> Freezing:
+def freeze(model: nn.Module, *, statistics: bool = True, affine: bool = True) -> FreezeResult:
     """Keep every BN of the network as it is while the rest goes on training, in place (Alg. 2, line 7).
 
     y = gamma / sqrt(Var + eps) * x + (beta - gamma * E / sqrt(Var + eps)), with all four constant.
@@ -81,7 +81,7 @@ def freeze(model: nn.Module, *, statistics: bool = True, affine: bool = True) ->
     return _set(model, True, statistics, affine)
 
 
-def unfreeze(model: nn.Module, *, statistics: bool = True, affine: bool = True) -> Freezing:
+def unfreeze(model: nn.Module, *, statistics: bool = True, affine: bool = True) -> FreezeResult:
     """Undo `freeze`, in place: the mode is again what the parents last asked for, `requires_grad` what it was.
 
     Arguments, Returns, Raises: as `freeze`.
@@ -106,7 +106,7 @@ class _Held:
         return self.layer
 
 
-def _set(model: nn.Module, frozen: bool, statistics: bool, affine: bool) -> Freezing:
+def _set(model: nn.Module, frozen: bool, statistics: bool, affine: bool) -> FreezeResult:
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, _BatchNorm)}
     if not layers:
         raise BatchNormError(f"{type(model).__name__} has no BatchNorm layer to {'freeze' if frozen else 'unfreeze'}")
@@ -116,11 +116,11 @@ def _set(model: nn.Module, frozen: bool, statistics: bool, affine: bool) -> Free
             _set_statistics(layer, frozen)
         if affine:
             _set_affine(layer, frozen)
-    return Freezing(model, [_row(name, layer) for name, layer in layers.items()], before)
+    return FreezeResult(model, tuple(_row(name, layer) for name, layer in layers.items()), before)
 
 
-def _row(name: str, layer: _BatchNorm) -> FrozenLayer:
-    return FrozenLayer(
+def _row(name: str, layer: _BatchNorm) -> FreezeRow:
+    return FreezeRow(
         name,
         type(layer).__name__,
         None if layer.running_mean is None else _statistics_frozen(layer),

@@ -31,7 +31,7 @@ _OPS_OF: dict[str, frozenset[str]] = {
 
 
 @dataclass(frozen=True)
-class InsertedPlace:
+class InsertRow:
     """What was done at one place of the network.
 
     Arguments:
@@ -50,7 +50,7 @@ class InsertedPlace:
 
 
 @dataclass(frozen=True)
-class Insertion:
+class InsertResult:
     """What `insert` gives: the batch-normalized network, a row per place, and how well the function was kept.
 
     `max_error` is the largest difference to the old network on the example inputs, in eval mode, relative to the
@@ -58,7 +58,7 @@ class Insertion:
     """
 
     model: fx.GraphModule
-    rows: list[InsertedPlace]
+    rows: tuple[InsertRow, ...]
     max_error: float | None = None
 
     def __str__(self) -> str:
@@ -74,7 +74,7 @@ def insert(
     where: Where | None = None,
     remove: Removable | Collection[Removable] = (),
     keep_function: Iterable[Any] | None = None,
-) -> Insertion:
+) -> InsertResult:
     """Batch-normalize a network: z = g(Wu + b) becomes z = g(BN(Wu)) (Alg. 2, lines 1-5; Sec. 3.2).
 
     BN stands at the output of every Linear, Conv or transposed Conv that feeds a nonlinearity, directly or through
@@ -116,7 +116,7 @@ def insert(
             _drop_bias(network, place)
     result = network.as_module()
     error = None if keep_function is None else _error(result, network, model, example_inputs)
-    return Insertion(result, removed + [place.row() for place in places], error)
+    return InsertResult(result, (*removed, *(place.row() for place in places)), error)
 
 
 @dataclass
@@ -134,10 +134,10 @@ class _Place:
     norm: str = ""
     norm_layer: _BatchNorm | None = None
 
-    def row(self) -> InsertedPlace:
+    def row(self) -> InsertRow:
         if self.reason:
-            return InsertedPlace(self.name, "skipped", note=self.reason)
-        return InsertedPlace(self.name, "inserted", self.norm, self.bias, self.note)
+            return InsertRow(self.name, "skipped", note=self.reason)
+        return InsertRow(self.name, "inserted", self.norm, self.bias, self.note)
 
 
 # Finding
@@ -211,7 +211,7 @@ def _within(name: str, path: str) -> bool:
 # Changing
 
 
-def _remove(network: Network, kinds: set[str]) -> list[InsertedPlace]:
+def _remove(network: Network, kinds: set[str]) -> list[InsertRow]:
     unknown = kinds - set(get_args(Removable))
     if unknown:
         raise BatchNormError(f"remove takes 'dropout' and 'lrn'; got {', '.join(map(repr, sorted(unknown)))}")
@@ -220,7 +220,7 @@ def _remove(network: Network, kinds: set[str]) -> list[InsertedPlace]:
     for node in list(network.graph.nodes):
         source = network.input(node)
         if network.op(node) in ops and source is not None:
-            rows.append(InsertedPlace(network.label(node), "removed"))
+            rows.append(InsertRow(network.label(node), "removed"))
             network.remove(node, source)
             if node.op == "call_module":
                 _disown(network, str(node.target))

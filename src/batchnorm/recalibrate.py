@@ -26,7 +26,7 @@ Estimator = Literal["pooled", "paper"]
 
 
 @dataclass(frozen=True)
-class LayerMove:
+class RecalibrateRow:
     """How far the statistics of one BN went, in units that compare across layers.
 
     Arguments:
@@ -46,12 +46,12 @@ class LayerMove:
 
 
 @dataclass(frozen=True)
-class Recalibration:
+class RecalibrateResult:
     """What `recalibrate` did: the model it was given, a row per BN, and the batches that could not be used."""
 
     model: nn.Module
-    rows: list[LayerMove]
-    left_out: list[str]
+    rows: tuple[RecalibrateRow, ...]
+    left_out: tuple[str, ...]
 
     def __str__(self) -> str:
         header = ("layer", "values", "mean shift (old std)", "std ratio, min", "max", "note")
@@ -66,7 +66,7 @@ def recalibrate(
     estimator: Estimator = "pooled",
     forward: Callable[[nn.Module, Any], object] | None = None,
     progress: Callable[[int, int | None], object] | None = None,
-) -> Recalibration:
+) -> RecalibrateResult:
     """Replace the running statistics of every BN by those of the data, in place (Alg. 2, line 10).
 
     "pooled": mean and unbiased variance of all values a layer is given, merged by Chan's formula.
@@ -115,7 +115,7 @@ def recalibrate(
     estimates = _merge_across_processes(bare, estimates)
     if not any(estimate.calls for estimate in estimates.values()):
         raise BatchNormError("recalibrate got no batch it could use. " + " ".join(left_out or ["There was none."]))
-    return Recalibration(model, _write(layers, estimates, notes, estimator), left_out)
+    return RecalibrateResult(model, tuple(_write(layers, estimates, notes, estimator)), tuple(left_out))
 
 
 @dataclass(frozen=True)
@@ -326,19 +326,19 @@ def _processes() -> int:
 
 def _write(
     layers: dict[str, _BatchNorm], estimates: dict[str, _Estimate], notes: dict[str, str], estimator: Estimator
-) -> list[LayerMove]:
+) -> list[RecalibrateRow]:
     """Write the new statistics, all of them known before the first is written; a row per BN of the network."""
     new = {name: estimate.mean_and_var(estimator) for name, estimate in estimates.items() if estimate.calls}
     return [
         _replace(name, layers[name], estimates[name], *new[name])
         if name in new
-        else LayerMove(name, note=note or "not reached by any batch")
+        else RecalibrateRow(name, note=note or "not reached by any batch")
         for name, note in notes.items()
     ]
 
 
 @torch.no_grad()
-def _replace(name: str, layer: _BatchNorm, estimate: _Estimate, mean: Tensor, var: Tensor) -> LayerMove:
+def _replace(name: str, layer: _BatchNorm, estimate: _Estimate, mean: Tensor, var: Tensor) -> RecalibrateRow:
     assert layer.running_mean is not None
     assert layer.running_var is not None
     old_mean = layer.running_mean.to(mean.dtype)
@@ -349,7 +349,7 @@ def _replace(name: str, layer: _BatchNorm, estimate: _Estimate, mean: Tensor, va
     layer.running_var.copy_(var)
     if layer.num_batches_tracked is not None:
         layer.num_batches_tracked.fill_(estimate.calls)
-    return LayerMove(name, estimate.moments.count, float(shift.max()), float(ratio.min()), float(ratio.max()))
+    return RecalibrateRow(name, estimate.moments.count, float(shift.max()), float(ratio.min()), float(ratio.max()))
 
 
 def _wide(device: torch.device) -> torch.dtype:
