@@ -278,17 +278,35 @@ def test_mistakes_of_recalibrate(run, arguments, message):
         run("recalibrate", "tiny:with_norm", *arguments)
 
 
-def test_latencies_alternate_after_a_warm_up():
+class Call(nn.Module):
+    """A network that takes the next of `durations` on the clock."""
+
+    def __init__(self, clock, durations):
+        super().__init__()
+        self.clock = clock
+        self.durations = iter(durations)
+
+    def forward(self, _x):
+        self.clock.append(self.clock[-1] + next(self.durations))
+
+
+def test_latencies_are_medians_after_a_warm_up(monkeypatch):
+    clock = [0]
+    monkeypatch.setattr(command.time, "perf_counter", lambda: clock[-1])
+    models = [Call(clock, [100, 100, 100, 1, 9, 2]), Call(clock, [500, 500, 500, 30, 10, 20])]
+    assert command.latencies(models, torch.zeros(1), rounds=3) == [2, 20]
+
+
+def test_latencies_alternate():
     calls = []
 
-    class Call(nn.Module):
+    class Named(nn.Module):
         def __init__(self, name):
             super().__init__()
             self.name = name
 
-        def forward(self, x):
+        def forward(self, _x):
             calls.append((self.name, torch.is_grad_enabled()))
-            return x
 
-    assert len(command.latencies([Call("a"), Call("b")], torch.zeros(1), rounds=4)) == 2
+    command.latencies([Named("a"), Named("b")], torch.zeros(1), rounds=4)
     assert calls == [("a", False), ("b", False)] * 7
