@@ -14,6 +14,7 @@ using namespace batchnorm;
 constexpr int64_t kSerial = 32768;        // values below which waking the pool costs more than it saves
 constexpr int64_t kGroupBytes = 1 << 19;  // of the inputs of a group of maps: half of a common second-level cache
 constexpr int64_t kMaxGroup = 64;         // maps
+constexpr int64_t kAhead = 1024;          // values from a sum to what is fetched for it
 constexpr int64_t kChunkValues = 1 << 16;  // of a chunk of rows
 constexpr int64_t kMaxChunks = 64;
 constexpr int kRows = 8;  // read together, so that a column's sums stay in registers for as long
@@ -150,13 +151,25 @@ struct Sums {
     }
 };
 
-template <class TermAt>
-inline void sum_run(int64_t n, Sums& sums, const TermAt& term) {
+// Fetches N values into the second-level cache.
+template <int N, class T>
+inline void fetch(const T* p) {
+    constexpr int line = 64 / sizeof(T);
+    for (int i = 0; i < N; i += line) __builtin_prefetch(p + i, 0, 2);
+}
+
+// Adds the terms of a run of x and, in the backward, dz. Behind its end the next run is fetched: maps are short, and the
+// hardware's prefetcher starts anew with each.
+template <class T, class TermAt>
+inline void sum_run(const T* x, const T* dz, int64_t n, Sums& sums, const TermAt& term) {
     constexpr int N = kDoubles, chains = 4;  // enough to hide the latency of an addition
     Sums chain[chains];
     int64_t i = 0;
-    for (; i + chains * N <= n; i += chains * N)
+    for (; i + chains * N <= n; i += chains * N) {
+        fetch<chains * N>(x + i + kAhead);
+        if (dz) fetch<chains * N>(dz + i + kAhead);
         for (int k = 0; k < chains; ++k) chain[k].add(term(Width<N>{}, i + k * N));
+    }
     for (; i + N <= n; i += N) chain[0].add(term(Width<N>{}, i));
     double first = 0, second = 0;
     for (; i < n; ++i) {
@@ -210,7 +223,7 @@ void forward_maps(const Forward& f) {
             for (int64_t c = c0; c < c1; ++c) {
                 const T* run = x + (n * f.c + c) * f.s;
                 const double shift = first_value(f, x + c * f.s);
-                sum_run(f.s, sums[c - c0], [&](auto w, int64_t i) {
+                sum_run(run, static_cast<const T*>(nullptr), f.s, sums[c - c0], [&](auto w, int64_t i) {
                     return deviation<w.n>(run + i, Vec<double, w.n>{} + shift);
                 });
             }
@@ -241,7 +254,7 @@ void backward_maps(const Backward& b) {
         for (int64_t n = 0; n < b.n; ++n)
             for (int64_t c = c0; c < c1; ++c) {
                 const int64_t at = (n * b.c + c) * b.s;
-                sum_run(b.s, sums[c - c0], [&](auto w, int64_t i) {
+                sum_run(x + at, dz + at, b.s, sums[c - c0], [&](auto w, int64_t i) {
                     return gradient<A, w.n>(x + at + i, dz + at + i, spread<w.n>(k[c - c0]), b.slope);
                 });
             }
@@ -358,13 +371,6 @@ inline Vec<double, N> load_sums(const double* p) {
     Vec<double, N> v;
     __builtin_memcpy(&v, p, sizeof v);
     return v;
-}
-
-// Fetches N values into the second-level cache.
-template <int N, class T>
-inline void fetch(const T* p) {
-    constexpr int line = 64 / sizeof(T);
-    for (int i = 0; i < N; i += line) __builtin_prefetch(p + i, 0, 2);
 }
 
 // Adds the terms of K rows of `n` columns; column(Width, c) gives the term at an offset. Down the columns the memory
