@@ -137,7 +137,7 @@ def update_running(
         decided on the device so that nothing waits for it.
     """
     statistics = (running_mean, running_var, mean, var)
-    if _kernel_takes_statistics(*statistics):
+    if kernels.kernels_available() and _is_eager(*statistics) and _are_statistics(mean.numel(), *statistics):
         return kernels.update_running(*statistics, float(momentum))
     pairs = ((running_mean, mean.to(running_mean.dtype)), (running_var, var.to(running_var.dtype)))
     if _is_eager(*statistics) and mean.device.type == running_mean.device.type == "cpu":
@@ -217,10 +217,13 @@ def _kernel_operator_takes(x: Tensor, *channelwise: Tensor | None) -> bool:
 def _kernel_fits(x: Tensor, *channelwise: Tensor | None) -> bool:
     if not x.is_cpu or x.dtype not in kernels.DTYPES or x.layout != torch.strided or x.dim() < 2:
         return False
-    channels = x.size(1)
-    for p in channelwise:
-        if p is not None and not (
-            p.dtype == torch.float32 and p.is_cpu and p.dim() == 1 and p.size(0) == channels and p.is_contiguous()
+    return _are_statistics(x.size(1), *channelwise)
+
+
+def _are_statistics(channels: int, *tensors: Tensor | None) -> bool:
+    for t in tensors:  # not all(): this runs at every step of every layer
+        if t is not None and not (
+            t.dtype == torch.float32 and t.is_cpu and t.dim() == 1 and t.size(0) == channels and t.is_contiguous()
         ):
             return False
     return True
@@ -233,10 +236,6 @@ def _is_eager(*tensors: Tensor | None) -> bool:
     if peek_interpreter_stack() is not None or forward_ad._current_level >= 0:
         return False
     return all(t is None or type(t) in (Tensor, Parameter) for t in tensors)
-
-
-def _kernel_takes_statistics(*statistics: Tensor) -> bool:
-    return kernels.kernels_available() and _is_eager(*statistics) and _kernel_fits(statistics[0][None], *statistics)
 
 
 def _needs_grad(*tensors: Tensor | None) -> bool:
