@@ -1,0 +1,33 @@
+"""The tables of the committed records are what their raw rows say."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def summary():
+    spec = importlib.util.spec_from_file_location("summarize_mnist", ROOT / "tools" / "summarize_mnist.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("table", ["accuracy", "plain", "bn"])
+def test_mnist_tables(summary, table):
+    text = (ROOT / "records/mnist/README.md").read_text()
+    assert "\n".join(summary.tables()[table]) in text
+
+
+def test_mnist_bn_is_ahead_at_every_measurement_of_every_seed(summary):
+    for seed in summary.SEEDS:
+        rows = summary.Run(summary.RECORDS / f"seed-{seed}").rows()
+        accuracy = {(row["step"], row["arm"]): row["test_accuracy"] for row in rows if row["step"] > 0}
+        ahead = [accuracy[step, "bn"] > accuracy[step, "plain"] for step, arm in accuracy if arm == "bn"]
+        assert len(ahead) == 500
+        assert all(ahead)
