@@ -21,7 +21,7 @@ ROWS = [
     {"files"},
     {"command"},
     {"paper.data", "paper.run"},
-    {"paper.evaluate", "paper.train"},
+    {"paper.backprop", "paper.evaluate", "paper.train"},
     {"paper.mnist"},
     {"paper.sweep"},
     {"paper.figures"},

@@ -91,13 +91,15 @@ class _FusedBatchNorm(_BatchNorm):
         if not self.training and running_mean is not None and running_var is not None:
             return functional.normalize(input, running_mean, running_var, self.weight, self.bias, *fused)
         z, mean, var = functional.normalize_by_batch(input, self.weight, self.bias, *fused)
-        tracks = self.training and self.track_running_stats and input.numel() > 0
-        if tracks and running_mean is not None and running_var is not None:
-            self._update_running(running_mean, running_var, mean, var)
+        if self.training and self.track_running_stats and input.numel() > 0:
+            self.track(mean, var)
         return z
 
-    def _update_running(self, running_mean: Tensor, running_var: Tensor, mean: Tensor, var: Tensor) -> None:
-        count = self.num_batches_tracked
+    def track(self, mean: Tensor, var: Tensor) -> None:
+        """Move the running statistics towards a batch's mean and unbiased variance, (C,) each, and count the batch."""
+        running_mean, running_var, count = self.running_mean, self.running_var, self.num_batches_tracked
+        if running_mean is None or running_var is None:
+            return
         momentum = self.momentum
         if momentum is None:
             momentum = 0.0 if count is None else (count + 1).to(running_mean.dtype).reciprocal()

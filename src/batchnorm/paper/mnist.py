@@ -11,11 +11,11 @@ from threading import Event
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from ..errors import BatchNormError
 from ..layers import BatchNorm1d
+from .backprop import loss_and_gradients
 from .data import PIXELS, Batches, Mnist, load_mnist
 from .evaluate import measure
 from .run import Row, Run
@@ -95,15 +95,15 @@ def training(config: MnistConfig, arm: str, data: Mnist) -> Training:
     batches = Batches(len(data.train_images), config.batch_size, config.seed)
     test_images = data.test_images.float()
 
-    def loss(step: int) -> torch.Tensor:
+    def gradients(step: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
         index = batches.indices(step)
         images = data.train_images.index_select(0, index).float()
-        return F.cross_entropy(model(images), data.train_labels.index_select(0, index))
+        return loss_and_gradients(model, images, data.train_labels.index_select(0, index))
 
     def measured() -> Row:
         return measure(model, test_images, data.test_labels, UNIT)
 
-    return Training(model, loss, measured, config.lr, config.steps, config.eval_every)
+    return Training(model, gradients, measured, config.lr, config.steps, config.eval_every)
 
 
 def run_mnist(config: MnistConfig, data: Mnist, run: Run, report: Report, stop: Event) -> list[Row]:

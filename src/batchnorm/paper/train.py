@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from threading import Event
 
@@ -21,7 +21,8 @@ class Training:
 
     Arguments:
         model: the network, at its initial weights.
-        loss: the loss of mini-batch `step` (from 0) under the model, a scalar.
+        gradients: the loss of mini-batch `step` (from 0) under the model, a scalar, and its gradient by every one of
+            `model.parameters()`, in their order.
         measure: what to record of the model in eval mode, as JSON values.
         lr: learning rate of plain SGD, theta -= lr * gradient.
         steps: how many mini-batches in all.
@@ -29,7 +30,7 @@ class Training:
     """
 
     model: nn.Module
-    loss: Callable[[int], Tensor]
+    gradients: Callable[[int], tuple[Tensor, Sequence[Tensor]]]
     measure: Callable[[], Row]
     lr: float
     steps: int
@@ -48,8 +49,7 @@ def train(training: Training, record: Callable[[Row], None], stop: Event, checkp
     if step == 0:
         record({"step": 0, "loss": None, **_measure(training)})
     while step < training.steps and not stop.is_set():
-        loss = training.loss(step)
-        gradients = torch.autograd.grad(loss, parameters)
+        loss, gradients = training.gradients(step)
         with torch.no_grad():
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 parameter.add_(gradient, alpha=-training.lr)
