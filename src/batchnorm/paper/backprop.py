@@ -34,7 +34,8 @@ def loss_and_gradients(model: nn.Sequential, x: Tensor, labels: Tensor) -> tuple
         x, kept = _forward(layer, x)
         saved.append(kept)
     log_p = F.log_softmax(x, 1)
-    dx = (log_p.exp() - F.one_hot(labels, x.shape[1])) / len(x)
+    dx = log_p.exp()
+    dx.scatter_add_(1, labels[:, None], dx.new_full((len(x), 1), -1.0)).div_(len(x))
     gradients: list[Tensor] = []
     for number in range(len(model) - 1, -1, -1):
         dx, own = _backward(model[number], dx, saved[number], first=number == 0)
