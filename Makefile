@@ -18,6 +18,8 @@ lint: $(VENV)/lint
 
 bench: $(VENV)/lint
 	$(VENV)/bin/python benchmarks/bench_mnist.py
+	$(VENV)/bin/python benchmarks/bench_batch_norm.py --layout NCHW
+	$(VENV)/bin/python benchmarks/bench_batch_norm.py --layout NHWC
 
 # A stamp per set of extras, made again when the build or the dependencies change.
 $(VENV)/%: $(SOURCES)
