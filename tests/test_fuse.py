@@ -6,6 +6,8 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 import batchnorm as bn
@@ -172,3 +174,42 @@ def test_the_result_prints_as_a_table():
     assert lines.splitlines()[2].split() == ["0", "relu"]
     assert lines.splitlines()[3].split() == ["2", "-", "Tanh", "follows", "it"]
     assert lines.splitlines()[4] == "1 of 2 fused"
+
+
+BLOCKS = st.lists(
+    st.sampled_from(["relu", "leaky", "sigmoid", "tanh", "none", "skip", "twice"]), min_size=1, max_size=5
+)
+
+
+class Blocks(nn.Module):
+    """Convolution, BN and what follows, a block a word; "twice" reads the output of BN once more beside the ReLU."""
+
+    def __init__(self, kinds):
+        super().__init__()
+        self.kinds = kinds
+        self.convs = nn.ModuleList(nn.Conv2d(3, 3, 3, padding=1) for _ in kinds)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(3) for _ in kinds)
+
+    def forward(self, x):
+        after = {"leaky": lambda y: F.leaky_relu(y, 0.2), "sigmoid": torch.sigmoid, "tanh": torch.tanh}
+        for kind, conv, norm in zip(self.kinds, self.convs, self.norms, strict=True):
+            y = norm(conv(x))
+            if kind in ("relu", "skip", "twice"):
+                x = F.relu(y) + (x if kind == "skip" else y if kind == "twice" else 0)
+            else:
+                x = after[kind](y) if kind in after else y
+        return x
+
+
+@given(BLOCKS, st.integers(0, 2**31))
+@settings(max_examples=25, deadline=None)
+def test_any_small_network_keeps_its_function_and_trains_the_same(kinds, seed):
+    torch.manual_seed(seed)
+    model, x = Blocks(kinds).double().train(), torch.randn(4, 3, 6, 6, dtype=torch.float64)
+    result = bn.fuse(model, x)
+    fusable = {"relu": "relu", "skip": "relu", "leaky": "leaky_relu", "sigmoid": "sigmoid"}
+    assert activations(result) == [fusable.get(kind) for kind in kinds]
+    plain, fused = trained(copy.deepcopy(model), x), trained(result.model, x)
+    # float64 throughout; only the last digits of sums in another order, grown by three steps
+    torch.testing.assert_close(fused.state_dict(), plain.state_dict(), rtol=1e-8, atol=1e-10)
+    torch.testing.assert_close(fused.eval()(x), plain.eval()(x), rtol=1e-8, atol=1e-10)
