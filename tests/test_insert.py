@@ -417,7 +417,8 @@ def test_keep_function_computes_what_the_network_did(remove):
     result = bn.insert(model, IMAGES, remove=remove, keep_function=data())
     for x in [*data(5), IMAGES]:
         assert_close(result.model(x), model(x))
-    difference = (result.model(IMAGES) - model(IMAGES)).abs().max() / model(IMAGES).abs().max()
+    with torch.no_grad():  # as it is measured: another kernel computes where gradients are wanted, and rounds otherwise
+        difference = (result.model(IMAGES) - model(IMAGES)).abs().max() / model(IMAGES).abs().max()
     assert result.max_error == pytest.approx(difference.item())
 
 
