@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from networks import Call
 from torch import nn
 from torch.fx.experimental.optimization import fuse as fx_fuse
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -56,18 +57,6 @@ def error(model, other, *inputs):
 
 def norms(model):
     return [layer for layer in model.modules() if isinstance(layer, _BatchNorm)]
-
-
-class Call(nn.Module):
-    """A forward given as a function of (layers, x)."""
-
-    def __init__(self, forward, **layers):
-        super().__init__()
-        self.layers = nn.ModuleDict(layers)
-        self.run = forward
-
-    def forward(self, x):
-        return self.run(self.layers, x)
 
 
 class Cropped(nn.Module):

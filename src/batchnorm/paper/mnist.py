@@ -133,8 +133,9 @@ def run_mnist(config: MnistConfig, data: Mnist, run: Run, report: Report, stop: 
 def in_parallel(task: Callable[[Any], None], jobs: Sequence[Any], threads: int, stop: Event) -> None:
     """`task` of every job, at most `threads` at once; a failure or Ctrl-C sets `stop` and waits for tasks to see it.
 
-    Python threads are enough: torch lets go of the interpreter lock while it computes. Inside a task torch has one
-    thread, whatever `threads` is: the number changes the order of its sums, and so the bits of the records.
+    The threads are Python's: torch lets go of the interpreter lock while it computes, and what runs between its
+    operations takes turns. Inside a task torch has one thread, whatever `threads` is: the number changes the order of
+    its sums, and so the bits of the records.
     """
 
     def stop_others_on_failure(job: Any) -> None:

@@ -1,0 +1,15 @@
+"""Networks that several test files build."""
+
+from torch import nn
+
+
+class Call(nn.Module):
+    """A forward given as a function of (layers, x)."""
+
+    def __init__(self, forward, **layers):
+        super().__init__()
+        self.layers = nn.ModuleDict(layers)
+        self.run = forward
+
+    def forward(self, x):
+        return self.run(self.layers, x)
