@@ -96,15 +96,21 @@ def training(config: MnistConfig, arm: str, data: Mnist) -> Training:
     batches = Batches(len(data.train_images), config.batch_size, config.seed)
     test_images = data.test_images.float()
 
-    def gradients(step: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    parameters = list(model.parameters())
+
+    def update(step: int) -> torch.Tensor:
         index = batches.indices(step)
         images = data.train_images.index_select(0, index).float()
-        return loss_and_gradients(model, images, data.train_labels.index_select(0, index))
+        loss, gradients = loss_and_gradients(model, images, data.train_labels.index_select(0, index))
+        with torch.no_grad():
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.add_(gradient, alpha=-config.lr)
+        return loss
 
     def measured() -> Row:
         return measure(model, test_images, data.test_labels, UNIT)
 
-    return Training(model, gradients, measured, config.lr, config.steps, config.eval_every)
+    return Training(model, update, measured, config.steps, config.eval_every)
 
 
 def run_mnist(config: MnistConfig, data: Mnist, run: Run, report: Report, stop: Event) -> list[Row]:

@@ -7,8 +7,9 @@ import math
 import os
 import platform
 import threading
+import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,8 +107,8 @@ class Run:
             BatchNormError: the disk is full or the folder read-only.
         """
         try:
-            with self._append, self.metrics.open("a", encoding="utf-8") as file:
-                file.write(_line(row))
+            with self._append:
+                _append_whole(self.metrics, _line(row).encode())
         except OSError as error:
             raise BatchNormError(f"cannot write {self.metrics}: {error}") from error
 
@@ -135,9 +136,14 @@ class Run:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The newest state of one training, in one file that is always whole."""
+    """The newest state of one training, and the one before it, each in a file that is always whole."""
 
     path: Path
+
+    @property
+    def previous(self) -> Path:
+        """Where the state before the newest is."""
+        return self.path.with_suffix(".previous.pt")
 
     def save(self, state: dict[str, Any]) -> None:
         """Keep `state`; a kill meanwhile leaves the one before.
@@ -147,23 +153,37 @@ class Checkpoint:
         """
         partial = self.path.with_suffix(".partial")
         try:
-            torch.save(state, partial)
+            with partial.open("wb") as file:
+                torch.save(state, file)
+                file.flush()
+                os.fsync(file.fileno())  # whole on the disk before it takes the name
+            if self.path.exists():
+                self.path.replace(self.previous)
             partial.replace(self.path)
         except (OSError, RuntimeError) as error:  # torch's writer raises the latter
-            raise BatchNormError(f"cannot write {self.path}: {error}") from error
+            raise BatchNormError(f"cannot write {self.path}: {error}. The state before it is kept.") from error
 
     def load(self) -> dict[str, Any] | None:
-        """The state, or None before the first. Never runs code from the file.
+        """The newest state that is whole, or None before the first. Never runs code from a file.
 
         Raises:
-            BatchNormError: the file is damaged.
+            BatchNormError: all files there are are damaged.
         """
-        if not self.path.exists():
-            return None
-        try:
-            return torch.load(self.path, weights_only=True)
-        except Exception as error:  # torch names no type for a damaged file
-            raise BatchNormError(f"{self.path} is damaged; remove it to train from the start: {error}") from error
+        errors = []
+        for path in (self.path, self.previous):
+            if not path.exists():
+                continue
+            try:
+                state = torch.load(path, weights_only=True, map_location="cpu")
+            except Exception as error:  # torch names no type for a damaged file
+                errors.append(f"{path} is damaged ({str(error).partition('.')[0]})")
+            else:
+                if errors:
+                    warnings.warn(f"{errors[0]}. Going on from {path}, step {state['step']}.", stacklevel=2)
+                return state
+        if errors:
+            raise BatchNormError(f"{'; '.join(errors)}: remove it to train from the start")
+        return None
 
 
 def versions() -> dict[str, Any]:
@@ -190,6 +210,19 @@ def write_atomically(path: Path, text: str) -> None:
         partial.replace(path)
     except OSError as error:
         raise BatchNormError(f"cannot write {path}: {error}") from error
+
+
+def _append_whole(path: Path, line: bytes) -> None:
+    """Append `line`, or nothing of it if the disk fills meanwhile."""
+    with path.open("ab", buffering=0) as file:
+        before = file.tell()
+        try:
+            if file.write(line) != len(line):
+                raise OSError("the disk is full")
+        except OSError:
+            with suppress(OSError):
+                file.truncate(before)
+            raise
 
 
 def _first_free(parent: Path, experiment: str) -> Path:

@@ -1,0 +1,285 @@
+"""Sec. 4.2: one variant of Inception, trained on one process or on many."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
+from threading import Event
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..errors import BatchNormError
+from ..recalibrate import recalibrate
+from .distortions import Distort
+from .images import Images, check_classes, open_images
+from .inception import MODULES, SMALL, Inception
+from .loader import Batch, Damage, ImageBatches, evaluation_batches
+from .processes import Processes
+from .run import Row, Run
+from .train import Training, train
+from .variants import DECAY_EVERY, INCEPTION, SGD_MOMENTUM, Variant, learning_rate, rescaled
+
+STATISTICS_BATCHES = 20  # training mini-batches a process that the population statistics are estimated from
+STATISTICS_SEED = 1_000_003  # they are drawn in an order of their own
+EVALUATION_BATCH = 100
+CHECKPOINT = "training"
+
+
+@dataclass(frozen=True)
+class InceptionConfig:
+    """What decides the numbers of one run, whatever the variant; None is chosen to suit the data."""
+
+    data: str
+    """Folder with train and val, as class folders or as WebDataset shards; or fashion, for Fashion-MNIST."""
+    steps: int | None = None
+    """Mini-batches to train on. By default the paper's: 31 million, or 6 million with the recipe; for fashion 3,000."""
+    lr: float = INCEPTION.lr
+    """Learning rate of the plain Inception; each variant's stands to it as in the paper."""
+    decay_every: float = DECAY_EVERY
+    """Epochs between two decays of the plain Inception's learning rate, by 4 %; with the recipe a sixth of it."""
+    batch_size: int = 32
+    """Images a mini-batch of each process."""
+    seed: int = 1
+    """Of the initial weights, the order of the images and their distortions."""
+    eval_every: int | None = None
+    """Steps between two measurements on the validation images; by default a fiftieth of the steps."""
+    size: int | None = None
+    """Side of the images that the network sees: 224, or 28 for fashion."""
+    width: float | None = None
+    """Factor on every width of Fig. 5: 1, or 1/8 for fashion."""
+    modules: tuple[str, ...] | None = None
+    """Which modules of Fig. 5: all, or 3c 4a 4e 5b for fashion."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the arithmetic; bfloat16 is by autocast, the weights stay float32."""
+    channels_last: bool = True
+    """Memory format of the images and maps; see records/inception-speed for what it gives."""
+    compile: bool = False
+    """Pass the network through torch.compile."""
+    workers: int | None = None
+    """Processes that read images, for each process that trains; by default one a core, none for fashion."""
+    threads: int | None = None
+    """CPU threads of torch; by default one a core, one process under torchrun sharing them with the others."""
+    checkpoint_minutes: float = 5.0
+    """Between two checkpoints: what a kill can lose."""
+    max_damaged: int = 100
+    """Images that can't be read and are passed over before the run ends with an error."""
+
+
+def settled(config: InceptionConfig, variant: Variant) -> InceptionConfig:
+    """The settings with everything chosen.
+
+    Raises:
+        BatchNormError: the first setting that can't be run.
+    """
+    small = config.data == "fashion"
+    steps = config.steps if config.steps is not None else 3_000 if small else variant.steps
+    chosen = {
+        "steps": steps,
+        "eval_every": max(1, steps // 50),
+        "size": 28 if small else 224,
+        "width": 1 / 8 if small else 1.0,
+        "modules": SMALL if small else MODULES,
+    }
+    config = replace(config, **{name: value for name, value in chosen.items() if getattr(config, name) is None})
+    smallest = {"steps": 1, "eval_every": 1, "batch_size": 2, "seed": 0, "size": 8, "max_damaged": 0}
+    for name, least in smallest.items():
+        if getattr(config, name) < least:
+            raise BatchNormError(f"{name.replace('_', '-')} must be at least {least}; got {getattr(config, name)}")
+    for name in ("lr", "decay_every", "width", "checkpoint_minutes"):
+        if not 0 < getattr(config, name) < float("inf"):
+            raise BatchNormError(f"{name.replace('_', '-')} must be a positive number; got {getattr(config, name)}")
+    return config
+
+
+def network(config: InceptionConfig, variant: Variant, classes: int, channels: int) -> Inception:
+    """The network of a settled config, at the initial weights that its seed gives."""
+    assert config.size is not None
+    assert config.width is not None
+    assert config.modules is not None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return Inception(
+            classes,
+            batch_norm=variant.batch_norm,
+            activation=variant.activation,
+            lrn=variant.lrn,
+            dropout=variant.dropout,
+            init_scale=variant.init_scale,
+            per_activation=variant.per_activation,
+            channels=channels,
+            size=config.size,
+            width=config.width,
+            modules=config.modules,
+        )
+
+
+class Trainer:
+    """A network, its optimizer and its images: what `train` calls, on each of the processes.
+
+    Everything random is a function of (seed, step, rank): the batch, its distortions, Dropout. A checkpoint needs no
+    state of a random generator, and any training goes on from it as if it had never stopped.
+    """
+
+    def __init__(
+        self, config: InceptionConfig, variant: Variant, train_images: Images, val_images: Images, processes: Processes
+    ) -> None:
+        self.config, self.processes, self.val_images, self.step = config, processes, val_images, 0
+        self.variant = rescaled(variant, config.lr, config.decay_every)
+        self.format = torch.channels_last if config.channels_last else torch.contiguous_format
+        self.model = network(config, variant, len(train_images.classes), train_images.channels)
+        self.model.to(processes.device, memory_format=self.format)  # pyright: ignore[reportCallIssue]
+        # The compiled module shares the parameters and buffers of the plain one, which is measured and saved.
+        self.replica = processes.replicate(torch.compile(self.model) if config.compile else self.model)  # pyright: ignore[reportArgumentType]
+        self.optimizer = torch.optim.SGD(_groups(self.model, self.variant.weight_decay), self.variant.lr, SGD_MOMENTUM)
+        self.batches = self._image_batches(train_images, config.seed)
+        self.statistics_batches = self._image_batches(train_images, config.seed + STATISTICS_SEED)
+        self.damage = Damage(config.max_damaged)
+        self._stream: Iterator[Batch] | None = None
+
+    def update(self, step: int) -> Tensor:
+        """One step of SGD with momentum on mini-batch `step`; returns its loss."""
+        rate = learning_rate(self.variant, self.epoch)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        if self._stream is None:
+            self._stream = self._placed(self.batches.batches(step))
+        images, labels = next(self._stream)
+        torch.manual_seed(_number(self.config.seed, step, self.processes.rank))  # for Dropout
+        self.optimizer.zero_grad()
+        with self._autocast():
+            loss = nn.functional.cross_entropy(self.replica(images), labels)
+        loss.backward()
+        self.optimizer.step()
+        self.step = step + 1
+        return loss.detach()
+
+    def measure(self) -> Row:
+        """Top-1 and top-5 on all validation images, one crop, by statistics estimated for it (Alg. 2, line 10)."""
+        row = {"epoch": self.epoch, "lr": learning_rate(self.variant, self.epoch)}
+        if not all(parameter.isfinite().all() for parameter in self.model.parameters()):
+            return row | {"top1": None, "top5": None}
+        if self.variant.batch_norm:
+            stream = self._placed(self.statistics_batches.batches(self.step))
+            batches = [images for images, _ in islice(stream, STATISTICS_BATCHES)]
+            with self._autocast():
+                recalibrate(self.model, batches, progress=_silent)
+        top1, top5, count = self.processes.sum(self._count_correct()).tolist()
+        return row | {"top1": top1 / count, "top5": top5 / count}
+
+    @property
+    def epoch(self) -> float:
+        """How often the training set has been gone through, by all processes together."""
+        return self.step / self.batches.steps_per_epoch
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` returned."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step = state["step"]
+
+    def _image_batches(self, images: Images, seed: int) -> ImageBatches:
+        config, processes = self.config, self.processes
+        assert config.size is not None
+        distort = Distort(config.size, self.variant.distortion)
+        shuffle = self.variant.within_shard_shuffle
+        where = (processes.rank, processes.world_size)
+        return ImageBatches(images, distort, config.batch_size, seed, shuffle, *where, config.workers)
+
+    def _placed(self, stream: Iterator[Batch]) -> Iterator[tuple[Tensor, Tensor]]:
+        """The images and labels of the batches, where the network is; what is damaged is counted."""
+        for batch in stream:
+            self.damage.count(batch.damaged)
+            images = batch.images.to(self.processes.device, memory_format=self.format, non_blocking=True)
+            yield images, batch.labels.to(self.processes.device, non_blocking=True)
+
+    def _count_correct(self) -> Tensor:
+        """(top-1, top-5, images), float64, of this process's part of the validation images."""
+        where = (self.processes.rank, self.processes.world_size)
+        assert self.config.size is not None
+        stream = evaluation_batches(self.val_images, self.config.size, 1, EVALUATION_BATCH, *where, self.config.workers)
+        counts = torch.zeros(3, dtype=torch.float64)
+        for images, labels in self._placed(stream):
+            with self._autocast():
+                logits = self.model(images)
+            hits = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
+            counts += torch.tensor([hits[:, 0].sum().item(), hits.sum().item(), len(labels)])
+        return counts
+
+    def _autocast(self) -> torch.autocast:
+        low = self.config.precision == "bfloat16"
+        return torch.autocast(self.processes.device.type, torch.bfloat16, enabled=low)
+
+
+def run_variant(
+    config: InceptionConfig,
+    variant: Variant,
+    run: Run | None,
+    report: Callable[[Row], None],
+    stop: Event,
+    processes: Processes,
+    progress: Callable[[int, Tensor], None] | None = None,
+) -> None:
+    """Train `variant` into `run`, from its checkpoint if it has one; a settled config, the same on all processes.
+
+    Arguments:
+        run: rank 0's; None on the others.
+        report: called with each row as it is measured, on rank 0.
+        stop: set it (Ctrl-C) and all processes end at the next step, with a checkpoint to resume from.
+        progress: called with the number of steps done and the loss, after each step, on every process.
+
+    Raises:
+        BatchNormError: images that can't be read or do not fit; too many of them damaged.
+    """
+    assert config.steps is not None
+    assert config.eval_every is not None
+    train_images, val_images = open_images(config.data, "train"), open_images(config.data, "val")
+    check_classes(val_images, train_images.classes)
+    checkpoint = run.checkpoint(CHECKPOINT) if run is not None else None
+    if run is not None and checkpoint is not None:
+        reached = (checkpoint.load() or {"step": -1})["step"]
+        run.replace_rows([row for row in run.rows() if row["step"] <= reached])
+
+    def record(row: Row) -> None:
+        if run is not None:
+            run.append(row)
+            report(row)
+
+    trainer = Trainer(config, variant, train_images, val_images, processes)
+    training = Training(
+        trainer.model,
+        trainer.update,
+        trainer.measure,
+        config.steps,
+        config.eval_every,
+        trainer.state,
+        trainer.restore,
+        end_at_divergence=True,
+    )
+    seconds = 60 * config.checkpoint_minutes
+    train(training, record, stop, checkpoint, processes=processes, seconds=seconds, progress=progress)
+
+
+def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """The L2 weight is for the weights: of gamma, beta and biases the paper says nothing, and they are left alone."""
+    parameters = list(model.parameters())
+    return [
+        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.dim() == 1]},
+    ]
+
+
+def _number(*numbers: int) -> int:
+    """A seed that depends on all `numbers`."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
+
+
+def _silent(done: int, total: int | None) -> None:
+    """No progress of its own within a measurement."""

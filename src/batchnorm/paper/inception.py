@@ -1,0 +1,226 @@
+"""Fig. 5: the Inception network, with and without batch normalization, at full size and small."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import BatchNormError
+from ..layers import BatchNorm1d, BatchNorm2d
+
+
+@dataclass(frozen=True)
+class Row:
+    """One module of Fig. 5: the widths of its four branches; `projection` 0 is "pass through", at stride 2."""
+
+    name: str
+    one: int
+    three_reduce: int
+    three: int
+    double_reduce: int
+    double: int
+    pool: str
+    projection: int
+
+
+#            1x1  3x3 red. 3x3  dbl red. dbl 3x3  pool  proj.
+TABLE = (
+    Row("3a", 64, 64, 64, 64, 96, "avg", 32),
+    Row("3b", 64, 64, 96, 64, 96, "avg", 64),
+    Row("3c", 0, 128, 160, 64, 96, "max", 0),
+    Row("4a", 224, 64, 96, 96, 128, "avg", 128),
+    Row("4b", 192, 96, 128, 96, 128, "avg", 128),
+    Row("4c", 160, 128, 160, 128, 160, "avg", 96),  # the paper prints 128, which does not add up to its 576
+    Row("4d", 96, 128, 192, 160, 192, "avg", 96),  # likewise
+    Row("4e", 0, 128, 192, 192, 256, "max", 0),
+    Row("5a", 352, 192, 320, 160, 224, "avg", 128),
+    Row("5b", 352, 192, 320, 192, 224, "max", 128),
+)
+MODULES = tuple(row.name for row in TABLE)
+SMALL = ("3a", "3c", "4a", "4e", "5b")  # a module a resolution and both reductions
+STEM = (64, 64, 192)
+DEPTH_MULTIPLIER = 8
+LRN = {"size": 5, "alpha": 1e-4, "beta": 0.75, "k": 1.0}  # GoogLeNet names no values; these are its Caffe release's
+
+
+class Inception(nn.Module):
+    """The network of Fig. 5: (N, channels, H, W) -> logits (N, classes).
+
+    z = g(Wu + b), or with `batch_norm` z = g(BN(Wu)), in every convolution (Sec. 3.2). The printed table contradicts
+    itself at 4c and 4d; of the two public readings this is the one that fits every stated output size: 11,188,288
+    parameters with BN at full size. (No reading has the 13.6 million that the paper states.)
+
+    Arguments:
+        classes: size of the classifier.
+        batch_norm: BN before every nonlinearity; the convolutions then have no bias.
+        activation: "relu" or "sigmoid".
+        lrn: local response normalization after the first pool and before the second, as in GoogLeNet.
+        dropout: probability, before the classifier.
+        init_scale: factor on the initial weights of the convolutions (Gaussian, variance 2 / fan-in at 1).
+        per_activation: modules whose BN is not shared by the locations of a map (Sec. 4.2.3's "non-convolutional"):
+            a gamma and beta per activation; the network then takes images of `size` alone.
+        channels: of the images.
+        size: of the images, for which the stem is made: at 64 and above the 7x7/2 and both pools of Fig. 5; below, a
+            3x3 convolution at full resolution, for images of 28x28 or 32x32.
+        width: factor on every number of feature maps.
+        modules: which rows of Fig. 5, in order.
+
+    Raises:
+        BatchNormError: an unknown module or activation; a width that leaves a layer without maps.
+    """
+
+    def __init__(
+        self,
+        classes: int = 1000,
+        *,
+        batch_norm: bool = False,
+        activation: str = "relu",
+        lrn: bool = False,
+        dropout: float = 0.0,
+        init_scale: float = 1.0,
+        per_activation: tuple[str, ...] = (),
+        channels: int = 3,
+        size: int = 224,
+        width: float = 1.0,
+        modules: tuple[str, ...] = MODULES,
+    ) -> None:
+        super().__init__()
+        rows = _rows(modules, width)
+        _check_known("per_activation", per_activation, modules)
+        _check_known("activation", (activation,), ("relu", "sigmoid"))
+        block = _Block(batch_norm, activation)
+        self.stem, maps, size = _stem(block, channels, size, width, lrn)
+        self.inception = nn.ModuleDict()
+        for row in rows:
+            module = Module(maps, row, _Block(batch_norm, activation, size if row.name in per_activation else None))
+            self.inception[row.name] = module
+            maps, size = module.maps, module.size(size)
+        self.dropout = nn.Dropout(dropout)
+        self.classifier = nn.Linear(maps, classes)
+        _initialise(self, init_scale)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.stem(images)
+        for module in self.inception.values():
+            x = module(x)
+        return self.classifier(self.dropout(x.mean((2, 3))))
+
+
+class Module(nn.Module):
+    """One row of the table: four branches, concatenated; at stride 2 there is no 1x1 and the pool passes through."""
+
+    def __init__(self, inputs: int, row: Row, block: _Block) -> None:
+        super().__init__()
+        self.stride = 1 if row.projection else 2
+        # The last convolutions of the branches see the reduced map, the others the map that comes in.
+        reduced = block.at_stride(self.stride)
+        branches = [
+            nn.Sequential(block(inputs, row.three_reduce, 1), reduced(row.three_reduce, row.three, 3, self.stride)),
+            nn.Sequential(
+                block(inputs, row.double_reduce, 1),
+                block(row.double_reduce, row.double, 3),
+                reduced(row.double, row.double, 3, self.stride),
+            ),
+        ]
+        average = nn.AvgPool2d(3, self.stride, padding=1, count_include_pad=False)
+        pool = average if row.pool == "avg" else nn.MaxPool2d(3, self.stride, padding=1)
+        branches.append(nn.Sequential(pool, block(inputs, row.projection, 1)) if row.projection else pool)
+        if row.one:
+            branches.insert(0, block(inputs, row.one, 1))
+        self.branches = nn.ModuleList(branches)
+        self.maps = row.one + row.three + row.double + (row.projection or inputs)
+
+    def size(self, size: int) -> int:
+        """Side of the output maps for input maps of side `size`."""
+        return -(-size // self.stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([branch(x) for branch in self.branches], 1)
+
+
+class PerActivation(BatchNorm1d):
+    """BN with a gamma and beta per activation, not per feature map: (N, C, H, W), each of C*H*W over N (Sec. 3.1)."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input.flatten(1)).view(input.shape)
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Makes convolution, BN if there is any, nonlinearity; BN is per activation where the map's `side` is given."""
+
+    batch_norm: bool
+    activation: str
+    side: int | None = None
+
+    def __call__(self, inputs: int, maps: int, kernel: int, stride: int = 1) -> nn.Sequential:
+        convolution = nn.Conv2d(inputs, maps, kernel, stride, kernel // 2, bias=not self.batch_norm)
+        return nn.Sequential(convolution, *self.nonlinearity(maps))
+
+    def nonlinearity(self, maps: int) -> list[nn.Module]:
+        if not self.batch_norm:
+            return [nn.ReLU(inplace=True) if self.activation == "relu" else nn.Sigmoid()]
+        if self.side is not None:
+            return [PerActivation(maps * self.side**2, activation=self.activation)]  # pyright: ignore[reportArgumentType]
+        return [BatchNorm2d(maps, activation=self.activation)]  # pyright: ignore[reportArgumentType]
+
+    def at_stride(self, stride: int) -> _Block:
+        side = None if self.side is None else -(-self.side // stride)
+        return _Block(self.batch_norm, self.activation, side)
+
+
+def _stem(block: _Block, channels: int, size: int, width: float, lrn: bool) -> tuple[nn.Sequential, int, int]:
+    """What stands before 3a, the maps it puts out, and their side."""
+    first, reduce, second = (_scaled(maps, width) for maps in STEM)
+    if size < 64:
+        return block(channels, second, 3), second, size
+    normalise = [nn.LocalResponseNorm(**LRN)] if lrn else []
+    between = DEPTH_MULTIPLIER * channels
+    layers = [
+        nn.Conv2d(channels, between, 7, 2, 3, groups=channels, bias=False),  # separable: by channel, then 1x1
+        block(between, first, 1),
+        nn.MaxPool2d(3, 2, padding=1),
+        *normalise,
+        block(first, reduce, 1),
+        block(reduce, second, 3),
+        *normalise,
+        nn.MaxPool2d(3, 2, padding=1),
+    ]
+    for _ in range(3):
+        size = -(-size // 2)
+    return nn.Sequential(*layers), second, size
+
+
+def _rows(modules: tuple[str, ...], width: float) -> list[Row]:
+    _check_known("modules", modules, MODULES)
+    table = {row.name: row for row in TABLE}
+    return [
+        Row(row.name, *(_scaled(n, width) if isinstance(n, int) else n for n in list(vars(row).values())[1:]))
+        for row in (table[name] for name in modules)
+    ]
+
+
+def _scaled(maps: int, width: float) -> int:
+    scaled = round(maps * width)
+    if maps and scaled < 1:
+        raise BatchNormError(f"width {width} leaves a layer of {maps} maps without any; wanted at least {1 / 32}")
+    return scaled
+
+
+def _check_known(what: str, given: tuple[str, ...], known: tuple[str, ...]) -> None:
+    for name in given:
+        if name not in known:
+            raise BatchNormError(f"{what}: {name!r} is not one of {', '.join(known)}")
+
+
+def _initialise(network: nn.Module, scale: float) -> None:
+    """Gaussian weights that keep the variance of a ReLU network; biases 0. The paper names no distribution."""
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            gain = scale * 2**0.5 if isinstance(layer, nn.Conv2d) else 1.0
+            nn.init.normal_(layer.weight, std=gain * prod(layer.weight.shape[1:]) ** -0.5)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)

@@ -1,0 +1,85 @@
+"""The processes of one training: those that torchrun started, or this one alone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class Processes:
+    """How many there are, which this is, and what they tell one another."""
+
+    rank: int = 0
+    world_size: int = 1
+    device: torch.device = torch.device("cpu")
+    control: dist.ProcessGroup | None = None  # between CPUs, so that no device has to wait
+
+    def any(self, *flags: bool) -> tuple[bool, ...]:
+        """Each flag, raised if any process raises it."""
+        if self.world_size == 1:
+            return flags
+        raised = torch.tensor(flags, dtype=torch.int32)
+        dist.all_reduce(raised, dist.ReduceOp.MAX, self.control)
+        return tuple(bool(flag) for flag in raised.tolist())
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum of the processes' values, CPU tensors of one shape."""
+        if self.world_size > 1:
+            dist.all_reduce(values, dist.ReduceOp.SUM, self.control)
+        return values
+
+    def share(self, value: Value) -> Value:
+        """Rank 0's value, on every process."""
+        values = [value]
+        if self.world_size > 1:
+            dist.broadcast_object_list(values, src=0, group=self.control)
+        return values[0]
+
+    def replicate(self, model: nn.Module) -> nn.Module:
+        """The model, averaging its gradients with its replicas; BN normalises each replica's own mini-batch."""
+        if self.world_size == 1:
+            return model
+        devices = [self.device.index] if self.device.type == "cuda" else None
+        return DistributedDataParallel(model, devices, broadcast_buffers=False)
+
+
+ALONE = Processes()
+
+
+def launched() -> bool:
+    """Whether torchrun started this process."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def restarted() -> bool:
+    """Whether torchrun started it again, after one of the processes had died."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+@contextmanager
+def joined() -> Iterator[Processes]:
+    """The processes of torchrun, over NCCL on GPUs and gloo on CPUs; this one alone where it was not used."""
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    if not launched():
+        yield Processes(device=device)
+        return
+    dist.init_process_group("nccl" if cuda else "gloo")
+    try:
+        control = dist.new_group(backend="gloo") if cuda else dist.group.WORLD
+        yield Processes(dist.get_rank(), dist.get_world_size(), device, control)
+    finally:
+        dist.destroy_process_group()
