@@ -11,7 +11,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "batchnorm"
 # Modules of one row do not import one another. Whatever is missing here fails below.
 ROWS = [
     {"errors", "table"},
-    {"moments", "kernels", "memory", "batches"},
+    {"moments", "kernels", "memory", "batches", "accelerate"},
     {"functional"},
     {"layers"},
     {"graph"},
@@ -20,7 +20,7 @@ ROWS = [
     {"fold", "freeze", "fuse", "insert", "recalibrate"},
     {"files"},
     {"command"},
-    {"paper.data", "paper.run"},
+    {"paper.data", "paper.run", "paper.processes", "paper.inception", "paper.variants"},
     {"paper.backprop", "paper.evaluate", "paper.train"},
     {"paper.mnist"},
     {"paper.sweep"},

@@ -1,6 +1,7 @@
 """Batch Normalization, the whole of it, for PyTorch."""
 
 from . import functional as functional
+from .accelerate import accelerate as accelerate
 from .errors import BatchNormError as BatchNormError
 from .fold import FoldResult as FoldResult
 from .fold import FoldRow as FoldRow

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
+
+import torch
 
 from .command import run_fold, run_insert, run_recalibrate
 from .errors import BatchNormError
@@ -16,7 +18,11 @@ try:
     import tyro
 
     from .paper.console import show_mnist, show_sweep
+    from .paper.imagenet import InceptionConfig
+    from .paper.jobs import NAMES, choose_jobs
     from .paper.mnist import MnistConfig, config_from_json, config_to_json
+    from .paper.processes import joined, threads_each
+    from .paper.progress import show_jobs
     from .paper.run import Run
     from .paper.sweep import check_sweep
 except ModuleNotFoundError as missing:
@@ -63,6 +69,43 @@ def mnist(
     show = show_sweep if experiment == "sweep" else show_mnist
     with run.claimed():
         show(config, data, run)
+
+
+VariantName = Literal[NAMES]  # pyright: ignore[reportInvalidTypeForm]
+
+
+def inception(
+    config: Annotated[InceptionConfig, tyro.conf.arg(name="")],
+    variant: Annotated[VariantName | None, tyro.conf.Positional] = None,
+    out: Path | None = None,
+    resume: Path | None = None,
+) -> None:
+    """Section 4.2 of the paper: Inception and its batch-normalized variants, on ImageNet or scaled down.
+
+    Trains one variant, all seven of the comparison ("all") or the six of the ensemble ("ensemble"), each into a run
+    folder: config.json, metrics.jsonl, its newest checkpoint and the one before. Ctrl-C ends with a checkpoint.
+
+        batchnorm inception all --data fashion
+        batchnorm inception bn-x30 --data /data/imagenet
+        torchrun --nproc-per-node 8 -m batchnorm inception bn-x30 --data /data/imagenet --out runs/x30
+
+    Under torchrun every process normalises its own mini-batch, as in the paper, and the gradients are averaged. Then
+    --out must be named: where --max-restarts lets torchrun start a dead process again, the run in it goes on.
+
+    Args:
+        config: What decides the numbers.
+        variant: Which network; leave it out with --resume.
+        out: Folder to write, new or empty; by default the first free of runs/inception-1, runs/inception-2, …
+        resume: Go on with this run, or with a folder of several, under its own settings; on the CPU with as many
+            processes its records become the same, to the bit, as if it had never stopped.
+    """
+    keep_memory()
+    with joined() as processes:
+        jobs = processes.share(lambda: choose_jobs(variant, config, out, resume))
+        torch.set_num_threads(jobs[0].config.threads or threads_each())
+        if not show_jobs(jobs, processes) and processes.rank == 0:
+            folder = jobs[0].folder if len(jobs) == 1 else jobs[0].folder.parent
+            print(f"Stopped early. Go on with: batchnorm inception --resume {folder}")
 
 
 Target = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODULE:FACTORY")]
@@ -129,7 +172,7 @@ def main() -> None:
     """Run the command. An error that the user can mend is one line on stderr."""
     try:
         tyro.extras.subcommand_cli_from_dict(
-            {"mnist": mnist, "fold": fold, "insert": insert, "recalibrate": recalibrate},
+            {"mnist": mnist, "inception": inception, "fold": fold, "insert": insert, "recalibrate": recalibrate},
             prog="batchnorm",
             description="Batch Normalization, the whole of it, for PyTorch.",
         )

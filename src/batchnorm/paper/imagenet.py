@@ -33,7 +33,7 @@ CHECKPOINT = "training"
 class InceptionConfig:
     """What decides the numbers of one run, whatever the variant; None is chosen to suit the data."""
 
-    data: str
+    data: str = ""
     """Folder with train and val, as class folders or as WebDataset shards; or fashion, for Fashion-MNIST."""
     steps: int | None = None
     """Mini-batches to train on. By default the paper's: 31 million, or 6 million with the recipe; for fashion 3,000."""
@@ -75,6 +75,8 @@ def settled(config: InceptionConfig, variant: Variant) -> InceptionConfig:
     Raises:
         BatchNormError: the first setting that can't be run.
     """
+    if not config.data:
+        raise BatchNormError("name the images: --data FOLDER, or --data fashion for Fashion-MNIST")
     small = config.data == "fashion"
     steps = config.steps if config.steps is not None else 3_000 if small else variant.steps
     chosen = {

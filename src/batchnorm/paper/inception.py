@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import BatchNormError
+from ..functional import Activation
 from ..layers import BatchNorm1d, BatchNorm2d
 
 
@@ -40,7 +41,7 @@ TABLE = (
     Row("5b", 352, 192, 320, 192, 224, "max", 128),
 )
 MODULES = tuple(row.name for row in TABLE)
-SMALL = ("3a", "3c", "4a", "4e", "5b")  # a module a resolution and both reductions
+SMALL = ("3c", "4a", "4e", "5b")  # for small images: a module a resolution, and both reductions
 STEM = (64, 64, 192)
 DEPTH_MULTIPLIER = 8
 LRN = {"size": 5, "alpha": 1e-4, "beta": 0.75, "k": 1.0}  # GoogLeNet names no values; these are its Caffe release's
@@ -77,7 +78,7 @@ class Inception(nn.Module):
         classes: int = 1000,
         *,
         batch_norm: bool = False,
-        activation: str = "relu",
+        activation: Activation = "relu",
         lrn: bool = False,
         dropout: float = 0.0,
         init_scale: float = 1.0,
@@ -141,11 +142,15 @@ class Module(nn.Module):
         return torch.cat([branch(x) for branch in self.branches], 1)
 
 
-class PerActivation(BatchNorm1d):
+class PerActivation(nn.Module):
     """BN with a gamma and beta per activation, not per feature map: (N, C, H, W), each of C*H*W over N (Sec. 3.1)."""
 
-    def forward(self, input: Tensor) -> Tensor:
-        return super().forward(input.flatten(1)).view(input.shape)
+    def __init__(self, maps: int, side: int, activation: Activation) -> None:
+        super().__init__()
+        self.norm = BatchNorm1d(maps * side**2, activation=activation)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x.flatten(1)).view(x.shape)
 
 
 @dataclass(frozen=True)
@@ -153,7 +158,7 @@ class _Block:
     """Makes convolution, BN if there is any, nonlinearity; BN is per activation where the map's `side` is given."""
 
     batch_norm: bool
-    activation: str
+    activation: Activation
     side: int | None = None
 
     def __call__(self, inputs: int, maps: int, kernel: int, stride: int = 1) -> nn.Sequential:
@@ -164,8 +169,8 @@ class _Block:
         if not self.batch_norm:
             return [nn.ReLU(inplace=True) if self.activation == "relu" else nn.Sigmoid()]
         if self.side is not None:
-            return [PerActivation(maps * self.side**2, activation=self.activation)]  # pyright: ignore[reportArgumentType]
-        return [BatchNorm2d(maps, activation=self.activation)]  # pyright: ignore[reportArgumentType]
+            return [PerActivation(maps, self.side, self.activation)]
+        return [BatchNorm2d(maps, activation=self.activation)]
 
     def at_stride(self, stride: int) -> _Block:
         side = None if self.side is None else -(-self.side // stride)
@@ -177,16 +182,15 @@ def _stem(block: _Block, channels: int, size: int, width: float, lrn: bool) -> t
     first, reduce, second = (_scaled(maps, width) for maps in STEM)
     if size < 64:
         return block(channels, second, 3), second, size
-    normalise = [nn.LocalResponseNorm(**LRN)] if lrn else []
     between = DEPTH_MULTIPLIER * channels
     layers = [
         nn.Conv2d(channels, between, 7, 2, 3, groups=channels, bias=False),  # separable: by channel, then 1x1
         block(between, first, 1),
         nn.MaxPool2d(3, 2, padding=1),
-        *normalise,
+        *([nn.LocalResponseNorm(**LRN)] if lrn else []),
         block(first, reduce, 1),
         block(reduce, second, 3),
-        *normalise,
+        *([nn.LocalResponseNorm(**LRN)] if lrn else []),
         nn.MaxPool2d(3, 2, padding=1),
     ]
     for _ in range(3):

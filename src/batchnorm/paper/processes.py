@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+
+from ..errors import BatchNormError
 
 Value = TypeVar("Value")
 
@@ -39,12 +41,19 @@ class Processes:
             dist.all_reduce(values, dist.ReduceOp.SUM, self.control)
         return values
 
-    def share(self, value: Value) -> Value:
-        """Rank 0's value, on every process."""
-        values = [value]
+    def share(self, make: Callable[[], Value]) -> Value:
+        """What `make` returns on rank 0, on every process; where it raises BatchNormError there, all raise it."""
+        made: list[Any] = [None]
+        if self.rank == 0:
+            try:
+                made = [make()]
+            except BatchNormError as error:
+                made = [error]
         if self.world_size > 1:
-            dist.broadcast_object_list(values, src=0, group=self.control)
-        return values[0]
+            dist.broadcast_object_list(made, src=0, group=self.control)
+        if isinstance(made[0], BatchNormError):
+            raise made[0]
+        return made[0]
 
     def replicate(self, model: nn.Module) -> nn.Module:
         """The model, averaging its gradients with its replicas; BN normalises each replica's own mini-batch."""
@@ -65,6 +74,11 @@ def launched() -> bool:
 def restarted() -> bool:
     """Whether torchrun started it again, after one of the processes had died."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+def threads_each() -> int:
+    """The cores of this machine, divided among its processes."""
+    return max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 @contextmanager

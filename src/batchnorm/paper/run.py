@@ -42,21 +42,9 @@ class Run:
         Raises:
             BatchNormError: `folder` exists and is not an empty folder, or cannot be made.
         """
-        try:
-            if folder is None:
-                folder = _first_free(Path("runs"), experiment)
-            elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-                raise BatchNormError(
-                    f"{folder} exists; a run never overwrites. Name a new folder, or --resume {folder}"
-                )
-            folder.mkdir(parents=True, exist_ok=True)
-            run = cls(folder)
-            write_atomically(
-                folder / "config.json", _json({"experiment": experiment, **config, "made_with": versions()})
-            )
-        except OSError as error:
-            raise BatchNormError(f"cannot make the run folder {folder or 'in runs'}: {error}") from error
-        return run
+        folder = new_folder(folder, experiment)
+        write_atomically(folder / "config.json", _json({"experiment": experiment, **config, "made_with": versions()}))
+        return cls(folder)
 
     @classmethod
     def open(cls, folder: Path) -> tuple[Run, str, dict[str, Any]]:
@@ -184,6 +172,23 @@ class Checkpoint:
         if errors:
             raise BatchNormError(f"{'; '.join(errors)}: remove it to train from the start")
         return None
+
+
+def new_folder(folder: Path | None, experiment: str) -> Path:
+    """Make `folder`, or the first free of runs/EXPERIMENT-1, -2, … if None.
+
+    Raises:
+        BatchNormError: `folder` exists and is not an empty folder, or cannot be made.
+    """
+    try:
+        if folder is None:
+            return _first_free(Path("runs"), experiment)
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise BatchNormError(f"{folder} exists; a run never overwrites. Name a new folder, or --resume {folder}")
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BatchNormError(f"cannot make the run folder {folder or 'in runs'}: {error}") from error
+    return folder
 
 
 def versions() -> dict[str, Any]:

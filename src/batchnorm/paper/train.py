@@ -97,7 +97,7 @@ def _save(training: Training, checkpoint: Checkpoint | None, step: int, diverged
 
 def _restore(training: Training, checkpoint: Checkpoint | None, processes: Processes) -> tuple[int, bool]:
     training.model.train()
-    state = processes.share(checkpoint.load() if checkpoint is not None else None)
+    state = processes.share(lambda: checkpoint.load() if checkpoint is not None else None)
     if state is None:
         return 0, False
     if training.restore is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from ..accelerate import accelerate
+from ..functional import Activation
 
 # What the paper leaves open, and where each value is from.
 SGD_MOMENTUM = 0.9  # Going deeper with convolutions (Szegedy et al., 2014), Sec. 6
@@ -22,7 +23,7 @@ class Variant:
     name: str
     lr: float
     batch_norm: bool = False
-    activation: str = "relu"
+    activation: Activation = "relu"
     lrn: bool = True
     dropout: float = DROPOUT
     weight_decay: float = WEIGHT_DECAY

@@ -1,0 +1,102 @@
+"""Which variants one command trains, each into a run folder of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from ..errors import BatchNormError
+from .imagenet import InceptionConfig, settled
+from .processes import launched, restarted
+from .run import Run, new_folder
+from .variants import BY_NAME, ENSEMBLE, VARIANTS, Variant
+
+EXPERIMENT = "inception"
+GROUPS = {"all": VARIANTS, "ensemble": ENSEMBLE}
+NAMES = (*BY_NAME, *GROUPS)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One variant, its settled config, and where it goes."""
+
+    variant: Variant
+    config: InceptionConfig
+    folder: Path
+
+
+def choose_jobs(name: str | None, config: InceptionConfig, out: Path | None, resume: Path | None) -> list[Job]:
+    """What a command line asks for: new jobs in `out`, or those of the folder `resume`.
+
+    Raises:
+        BatchNormError: neither, or both; anything that the two raise.
+    """
+    if resume is None:
+        if name is None:
+            raise BatchNormError(f"name a variant, one of {', '.join(NAMES)}, or --resume a run")
+        if not launched():
+            return new_jobs(name, config, out)
+        if out is None:
+            raise BatchNormError("under torchrun name the folder to write, --out; a process started again goes on there")
+        return resumed_jobs(out) if restarted() and out.exists() else new_jobs(name, config, out)
+    if name is not None or config != InceptionConfig() or out is not None:
+        raise BatchNormError(f"--resume {resume} goes on under that run's own settings; give no others beside it")
+    return resumed_jobs(resume)
+
+
+def new_jobs(name: str, config: InceptionConfig, out: Path | None) -> list[Job]:
+    """Make the run folder of a variant, or of each variant of a group within one folder.
+
+    Raises:
+        BatchNormError: settings that can't be run; a folder that exists.
+    """
+    if name not in GROUPS:
+        return [_new_job(BY_NAME[name], config, out)]
+    for variant in GROUPS[name]:
+        settled(config, variant)
+    folder = new_folder(out, f"{EXPERIMENT}-{name}")
+    return [_new_job(variant, config, folder / variant.name) for variant in GROUPS[name]]
+
+
+def resumed_jobs(folder: Path) -> list[Job]:
+    """The jobs that `new_jobs` put into `folder`.
+
+    Raises:
+        BatchNormError: there is none, or one of another experiment or version.
+    """
+    if (folder / "config.json").exists():
+        return [resumed_job(folder)]
+    jobs = [resumed_job(path.parent) for path in folder.glob("*/config.json")]
+    if not jobs:
+        raise BatchNormError(f"{folder} is not the folder of a run, nor of several: it has no config.json")
+    order = list(BY_NAME)
+    return sorted(jobs, key=lambda job: order.index(job.variant.name))
+
+
+def resumed_job(folder: Path) -> Job:
+    """The job of one run's folder."""
+    _, experiment, saved = Run.open(folder)
+    if experiment != EXPERIMENT:
+        raise BatchNormError(f"{folder} is a run of {experiment!r}; wanted one of batchnorm inception")
+    try:
+        variant = BY_NAME[saved.pop("variant")]
+        config = InceptionConfig(**saved | {"modules": tuple(saved["modules"])})
+    except (TypeError, KeyError) as error:
+        message = f"{folder / 'config.json'} has other settings than this version of batchnorm: {error}"
+        raise BatchNormError(message) from error
+    return Job(variant, config, folder)
+
+
+def runs(folders: Sequence[Path]) -> list[Job]:
+    """The jobs of several folders, each of a run or of a group of them."""
+    return [job for folder in folders for job in resumed_jobs(folder)]
+
+
+def _new_job(variant: Variant, config: InceptionConfig, out: Path | None) -> Job:
+    config = settled(config, variant)
+    saved = asdict(config)
+    if config.data != "fashion":
+        saved["data"] = str(Path(config.data).resolve())  # a run may be resumed from elsewhere
+    run = Run.create(out, EXPERIMENT, {"variant": variant.name, **saved})
+    return Job(variant, config, run.folder)

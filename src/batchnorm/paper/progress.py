@@ -1,0 +1,121 @@
+"""What a person sees while Inception trains: a bar, images a second, loss, accuracy, time left."""
+
+from __future__ import annotations
+
+import signal
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from threading import Event
+from types import FrameType
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from .imagenet import CHECKPOINT, run_variant
+from .jobs import Job
+from .processes import Processes
+from .run import Row, Run
+
+REFRESH_SECONDS = 0.5
+
+
+def show_jobs(jobs: list[Job], processes: Processes) -> bool:
+    """Train every job that is not at its end, one after another; whether all got there.
+
+    Ctrl-C, or SIGTERM, ends the one under way at its next step, with a checkpoint.
+    """
+    with _stopping() as stop:
+        for job in jobs:
+            if not stop.is_set():
+                _show(job, stop, processes)
+    return not stop.is_set()
+
+
+def _show(job: Job, stop: Event, processes: Processes) -> None:
+    if processes.rank > 0:
+        run_variant(job.config, job.variant, None, _ignore, stop, processes)
+        return
+    run = Run(job.folder)
+    print(f"Run folder: {run.folder}", flush=True)
+    with run.claimed(), _display(job, run, processes) as (report, progress):
+        run_variant(job.config, job.variant, run, report, stop, processes, progress)
+
+
+@contextmanager
+def _display(
+    job: Job, run: Run, processes: Processes
+) -> Iterator[tuple[Callable[[Row], None], Callable[[int, Tensor], None]]]:
+    """What to call with each row, and after each step."""
+    done = (run.checkpoint(CHECKPOINT).load() or {"step": 0})["step"]
+    columns = (TextColumn("{task.description:>17}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    fields = TextColumn("{task.fields[speed]} {task.fields[loss]} {task.fields[accuracy]}")
+    images = job.config.batch_size * processes.world_size
+    with Progress(*columns, fields) as bars, _tensorboard(run.folder) as write_row:
+        bar = bars.add_task(job.variant.name, total=job.config.steps, completed=done, speed="", loss="", accuracy="")
+        shown = [time.monotonic(), done]
+
+        def progress(step: int, loss: Tensor) -> None:
+            seconds = time.monotonic() - shown[0]
+            if seconds >= REFRESH_SECONDS or step == job.config.steps:
+                speed = f"{(step - shown[1]) * images / max(seconds, 1e-9):.0f} images/s"
+                bars.update(bar, completed=step, speed=speed, loss=f"loss {loss.item():.3f}")
+                shown[:] = [time.monotonic(), step]
+
+        def report(row: Row) -> None:
+            write_row(row)
+            if row.get("diverged"):
+                bars.update(bar, accuracy=f"diverged at step {row['step']:,}")
+            elif row["top1"] is not None:
+                bars.update(bar, accuracy=f"top-1 {row['top1']:.2%}")
+            if not bars.console.is_terminal:  # a log file gets a line a measurement
+                bars.console.print(f"step {row['step']:,}: {bars.tasks[bar].fields['accuracy']}")
+
+        yield report, progress
+
+
+@contextmanager
+def _tensorboard(folder: Path) -> Iterator[Callable[[Row], None]]:
+    """Writes rows for TensorBoard too, if it is installed."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # its own, of its own dependencies
+            from torch.utils.tensorboard.writer import SummaryWriter
+    except ImportError:
+        with nullcontext():
+            yield _ignore
+        return
+
+    with SummaryWriter(str(folder / "tensorboard")) as writer:
+
+        def write_row(row: Row) -> None:
+            for name, value in row.items():
+                if name != "step" and isinstance(value, float):
+                    writer.add_scalar(name, value, row["step"])
+
+        yield write_row
+
+
+@contextmanager
+def _stopping() -> Iterator[Event]:
+    """An event that the first SIGINT or SIGTERM sets; the second one has its usual effect."""
+    stop = Event()
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def handle(number: int, _: FrameType | None) -> None:
+        stop.set()
+        signal.signal(number, before[signal.Signals(number)])
+
+    for number in before:
+        signal.signal(number, handle)
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _ignore(row: Row) -> None:
+    """No display."""
