@@ -17,12 +17,11 @@ from .recalibrate import Estimator
 try:
     import tyro
 
-    from .paper.console import show_mnist, show_sweep
-    from .paper.imagenet import InceptionConfig
+    from .paper.console import show_mnist, show_report, show_sweep
+    from .paper.inception_config import InceptionConfig
     from .paper.jobs import NAMES, choose_jobs
     from .paper.mnist import MnistConfig, config_from_json, config_to_json
     from .paper.processes import joined, threads_each
-    from .paper.progress import show_jobs
     from .paper.run import Run
     from .paper.sweep import check_sweep
 except ModuleNotFoundError as missing:
@@ -99,6 +98,8 @@ def inception(
         resume: Go on with this run, or with a folder of several, under its own settings; on the CPU with as many
             processes its records become the same, to the bit, as if it had never stopped.
     """
+    from .paper.progress import show_jobs  # with torchvision, which the other commands do without
+
     keep_memory()
     with joined() as processes:
         jobs = processes.share(lambda: choose_jobs(variant, config, out, resume))
@@ -106,6 +107,47 @@ def inception(
         if not show_jobs(jobs, processes) and processes.rank == 0:
             folder = jobs[0].folder if len(jobs) == 1 else jobs[0].folder.parent
             print(f"Stopped early. Go on with: batchnorm inception --resume {folder}")
+
+
+Runs = Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN…")]
+
+
+def evaluate(
+    runs: Runs,
+    data: str,
+    crops: Literal[1, 144] = 1,
+    fold: bool = True,
+    workers: int | None = None,
+) -> None:
+    """Top-1 and top-5 of trained networks on the validation images, and of their ensemble (Sec. 4.2.3).
+
+    Each run's newest checkpoint is evaluated with its batch normalization folded away (Alg. 2, line 11). Several runs
+    are evaluated one by one, and together: the arithmetic mean of their class probabilities. What comes of it is
+    printed, and added to evaluations.jsonl in the folder of the first run, where batchnorm report finds it.
+
+    Args:
+        runs: Folders that batchnorm inception made, of a run or of several.
+        data: Folder with val, as in training, or fashion.
+        crops: Of each image: the centre, or the paper's 144 (4 scales, 3 squares, 6 crops, mirrored).
+        fold: Evaluate the folded network; --no-fold the one with its BN layers.
+        workers: Processes that read images; by default one a core.
+    """
+    from .paper.progress import show_evaluation
+
+    show_evaluation(runs, data, crops, fold, workers)
+
+
+def report(runs: Runs, out: Path | None = None) -> None:
+    """Figures 2, 3 and 4 of the paper, from the records of runs alone.
+
+    Writes figure2.png and .svg, and report.html, one page that opens without a network: accuracy against steps, the
+    table of steps to the plain network's best, and the table of crops and ensembles, each beside the paper's.
+
+    Args:
+        runs: Folders that batchnorm inception made, of a run or of several; runs of one variant are its seeds.
+        out: Folder to write, new or empty; by default the first free of runs/report-1, runs/report-2, …
+    """
+    show_report(runs, out)
 
 
 Target = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODULE:FACTORY")]
@@ -172,7 +214,15 @@ def main() -> None:
     """Run the command. An error that the user can mend is one line on stderr."""
     try:
         tyro.extras.subcommand_cli_from_dict(
-            {"mnist": mnist, "inception": inception, "fold": fold, "insert": insert, "recalibrate": recalibrate},
+            {
+                "mnist": mnist,
+                "inception": inception,
+                "evaluate": evaluate,
+                "report": report,
+                "fold": fold,
+                "insert": insert,
+                "recalibrate": recalibrate,
+            },
             prog="batchnorm",
             description="Batch Normalization, the whole of it, for PyTorch.",
         )

@@ -11,11 +11,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from .comparison import fig3_table, fig4_table, read_records
 from .data import Mnist
-from .figures import STYLES, figure1, heat_map
+from .figures import STYLES, figure1, figure2, heat_map
+from .inception_report import write_inception_report
 from .mnist import MnistConfig, config_to_json, run_mnist
 from .report import steps_table, write_report
-from .run import Row, Run
+from .run import Row, Run, new_folder
 from .sweep import best_table, run_sweep, settings
 
 
@@ -37,7 +39,7 @@ def show_mnist(config: MnistConfig, data: Mnist, run: Run) -> None:
         _print_resume(run)
         return
     pictures = [*figure1(rows, run.folder), write_report(rows, config_to_json(config), run.folder)]
-    _print_table("Training steps to a test accuracy", steps_table(rows))
+    print_table("Training steps to a test accuracy", steps_table(rows))
     _print_paths([run.metrics, *pictures])
     if any(_reached(run, arm) < config.steps for arm in STYLES):
         _print_resume(run)
@@ -57,10 +59,20 @@ def show_sweep(config: MnistConfig, data: Mnist, run: Run) -> None:
         rows = run_sweep(config, data, run, report, Event())
     if rows:
         pictures = heat_map(rows, run.folder)
-        _print_table(f"Best settings after {config.steps:,} steps", best_table(rows))
+        print_table(f"Best settings after {config.steps:,} steps", best_table(rows))
         _print_paths([run.metrics, *pictures])
     if len(rows) < total:
         _print_resume(run)
+
+
+def show_report(folders: Sequence[Path], out: Path | None) -> None:
+    """Draw Figs. 2 to 4 of the runs in `folders` into `out`; print their tables."""
+    records = read_records(folders)
+    out = new_folder(out, "report")
+    paths = [*figure2(records, out), write_inception_report(records, out)]
+    print_table("Figure 3: steps to the plain network's best, and the best", fig3_table(records))
+    print_table("Figure 4: crops and ensembles", fig4_table(records))
+    _print_paths(paths)
 
 
 def _reached(run: Run, arm: str) -> int:
@@ -78,7 +90,8 @@ def _progress() -> Progress:
     )
 
 
-def _print_table(title: str, lines: list[list[str]]) -> None:
+def print_table(title: str, lines: list[list[str]]) -> None:
+    """Print lines of cells under a title; the first line is the header."""
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
     for column, name in enumerate(lines[0]):
         table.add_column(name, justify="right" if column else "left")

@@ -47,7 +47,7 @@ def load_mnist(folder: Path | None = None) -> Mnist:
         for name in ("train_images", "test_images"):
             arrays[name] = np.unpackbits(arrays[name], axis=1, count=PIXELS)
     else:
-        arrays = {name: _read_idx(_find_idx(folder, file)) for name, file in IDX_NAMES.items()}
+        arrays = {name: read_idx(_find_idx(folder, file)) for name, file in IDX_NAMES.items()}
         for split in ("train", "test"):
             images = f"{split}_images"
             _check_split(folder, split, arrays[images], arrays[f"{split}_labels"])
@@ -95,14 +95,22 @@ def _find_idx(folder: Path, name: str) -> Path:
     )
 
 
-def _read_idx(path: Path) -> np.ndarray:
-    """The array of one IDX file: two zero bytes, a type (8 is uint8), the number of axes, big-endian sizes, values."""
+def unpacked(path: Path) -> bytes:
+    """The content of a file, gzipped or not.
+
+    Raises:
+        BatchNormError: it can't be read, or is truncated.
+    """
     try:
         content = path.read_bytes()
-        if content.startswith(b"\x1f\x8b"):  # gzip, whatever the file is called
-            content = gzip.decompress(content)
+        return gzip.decompress(content) if content.startswith(b"\x1f\x8b") else content  # gzip, whatever its name
     except (EOFError, zlib.error, OSError) as error:
         raise BatchNormError(f"{path} cannot be read: {error}. Copy or download it again.") from error
+
+
+def read_idx(path: Path) -> np.ndarray:
+    """The array of one IDX file: two zero bytes, a type (8 is uint8), the number of axes, big-endian sizes, values."""
+    content = unpacked(path)
     axes = content[3] if len(content) >= 4 and content[:3] == b"\0\0\x08" else 0
     header = 4 + 4 * axes
     if axes == 0 or len(content) < header:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import PercentFormatter, StrMethodFormatter
 
+from .comparison import Record, band, by_variant
 from .evaluate import PERCENTILES
 from .mnist import LABELS
 from .run import Row
@@ -18,6 +21,15 @@ STYLES = {
     "plain": {"label": LABELS["plain"], "color": "#D55E00", "dash": "--"},
     "bn": {"label": LABELS["bn"], "color": "#0072B2", "dash": "-"},
 }
+VARIANT_STYLES = {
+    "inception": {"color": "#000000", "dash": "--"},
+    "bn-baseline": {"color": "#E69F00", "dash": "-"},
+    "bn-x5": {"color": "#0072B2", "dash": "-"},
+    "bn-x30": {"color": "#D55E00", "dash": "-"},
+    "bn-x5-sigmoid": {"color": "#009E73", "dash": "-."},
+    "inception-x5": {"color": "#56B4E9", "dash": "--"},
+    "inception-sigmoid": {"color": "#CC79A7", "dash": ":"},
+} | {f"ensemble-{number}": {"color": "#999999", "dash": "-"} for number in range(1, 7)}
 
 
 def figure1(rows: list[Row], folder: Path) -> list[Path]:
@@ -41,6 +53,27 @@ def figure1(rows: list[Row], folder: Path) -> list[Path]:
         axes.grid(alpha=0.25)
         axes.xaxis.set_major_formatter(lambda step, _: f"{step / 1000:g}k" if step else "0")
     return _save(figure, folder, "figure1")
+
+
+def figure2(records: Sequence[Record], folder: Path) -> list[Path]:
+    """Fig. 2: top-1 against steps, a line a variant, its mean over seeds in a band from the worst to the best."""
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    groups = by_variant(records)
+    for name, members in groups.items():
+        style = VARIANT_STYLES[name]
+        steps, low, middle, high = band(members)
+        axes.plot(steps, middle, style["dash"], color=style["color"], lw=1.8, label=name)
+        axes.fill_between(steps, low, high, color=style["color"], alpha=0.15, lw=0)
+        ends = [record.diverged for record in members if record.diverged is not None]
+        if ends:
+            axes.plot(min(ends), 0, "x", color=style["color"], clip_on=False, label=f"{name} diverged")
+    axes.set(xlabel="training steps", ylabel="top-1 on the validation images", xlim=(0, None), ylim=(0, 1))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.grid(alpha=0.25)
+    axes.legend(loc="lower right", ncols=2)
+    return _save(figure, folder, "figure2")
 
 
 def accuracy_floor(rows: list[Row]) -> float:

@@ -3,98 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
 from itertools import islice
 from threading import Event
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..errors import BatchNormError
 from ..recalibrate import recalibrate
-from .distortions import Distort
+from .distortions import Distort, normalised
+from .evaluate import count_hits
 from .images import Images, check_classes, open_images
-from .inception import MODULES, SMALL, Inception
+from .inception import Inception
+from .inception_config import InceptionConfig
 from .loader import Batch, Damage, ImageBatches, evaluation_batches
 from .processes import Processes
-from .run import Row, Run
+from .run import Checkpoint, Row, Run
 from .train import Training, train
-from .variants import DECAY_EVERY, INCEPTION, SGD_MOMENTUM, Variant, learning_rate, rescaled
+from .variants import SGD_MOMENTUM, Variant, learning_rate, rescaled
 
 STATISTICS_BATCHES = 20  # training mini-batches a process that the population statistics are estimated from
 STATISTICS_SEED = 1_000_003  # they are drawn in an order of their own
 EVALUATION_BATCH = 100
-CHECKPOINT = "training"
-
-
-@dataclass(frozen=True)
-class InceptionConfig:
-    """What decides the numbers of one run, whatever the variant; None is chosen to suit the data."""
-
-    data: str = ""
-    """Folder with train and val, as class folders or as WebDataset shards; or fashion, for Fashion-MNIST."""
-    steps: int | None = None
-    """Mini-batches to train on. By default the paper's: 31 million, or 6 million with the recipe; for fashion 3,000."""
-    lr: float = INCEPTION.lr
-    """Learning rate of the plain Inception; each variant's stands to it as in the paper."""
-    decay_every: float = DECAY_EVERY
-    """Epochs between two decays of the plain Inception's learning rate, by 4 %; with the recipe a sixth of it."""
-    batch_size: int = 32
-    """Images a mini-batch of each process."""
-    seed: int = 1
-    """Of the initial weights, the order of the images and their distortions."""
-    eval_every: int | None = None
-    """Steps between two measurements on the validation images; by default a fiftieth of the steps."""
-    size: int | None = None
-    """Side of the images that the network sees: 224, or 28 for fashion."""
-    width: float | None = None
-    """Factor on every width of Fig. 5: 1, or 1/8 for fashion."""
-    modules: tuple[str, ...] | None = None
-    """Which modules of Fig. 5: all, or 3c 4a 4e 5b for fashion."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Of the arithmetic; bfloat16 is by autocast, the weights stay float32."""
-    channels_last: bool = True
-    """Memory format of the images and maps; see records/inception-speed for what it gives."""
-    compile: bool = False
-    """Pass the network through torch.compile."""
-    workers: int | None = None
-    """Processes that read images, for each process that trains; by default one a core, none for fashion."""
-    threads: int | None = None
-    """CPU threads of torch; by default one a core, one process under torchrun sharing them with the others."""
-    checkpoint_minutes: float = 5.0
-    """Between two checkpoints: what a kill can lose."""
-    max_damaged: int = 100
-    """Images that can't be read and are passed over before the run ends with an error."""
-
-
-def settled(config: InceptionConfig, variant: Variant) -> InceptionConfig:
-    """The settings with everything chosen.
-
-    Raises:
-        BatchNormError: the first setting that can't be run.
-    """
-    if not config.data:
-        raise BatchNormError("name the images: --data FOLDER, or --data fashion for Fashion-MNIST")
-    small = config.data == "fashion"
-    steps = config.steps if config.steps is not None else 3_000 if small else variant.steps
-    chosen = {
-        "steps": steps,
-        "eval_every": max(1, steps // 50),
-        "size": 28 if small else 224,
-        "width": 1 / 8 if small else 1.0,
-        "modules": SMALL if small else MODULES,
-    }
-    config = replace(config, **{name: value for name, value in chosen.items() if getattr(config, name) is None})
-    smallest = {"steps": 1, "eval_every": 1, "batch_size": 2, "seed": 0, "size": 8, "max_damaged": 0}
-    for name, least in smallest.items():
-        if getattr(config, name) < least:
-            raise BatchNormError(f"{name.replace('_', '-')} must be at least {least}; got {getattr(config, name)}")
-    for name in ("lr", "decay_every", "width", "checkpoint_minutes"):
-        if not 0 < getattr(config, name) < float("inf"):
-            raise BatchNormError(f"{name.replace('_', '-')} must be a positive number; got {getattr(config, name)}")
-    return config
 
 
 def network(config: InceptionConfig, variant: Variant, classes: int, channels: int) -> Inception:
@@ -199,8 +130,9 @@ class Trainer:
         """The images and labels of the batches, where the network is; what is damaged is counted."""
         for batch in stream:
             self.damage.count(batch.damaged)
-            images = batch.images.to(self.processes.device, memory_format=self.format, non_blocking=True)
-            yield images, batch.labels.to(self.processes.device, non_blocking=True)
+            images = normalised(batch.images.to(self.processes.device, non_blocking=True))
+            labels = batch.labels.to(self.processes.device, non_blocking=True)
+            yield images.contiguous(memory_format=self.format), labels
 
     def _count_correct(self) -> Tensor:
         """(top-1, top-5, images), float64, of this process's part of the validation images."""
@@ -211,8 +143,7 @@ class Trainer:
         for images, labels in self._placed(stream):
             with self._autocast():
                 logits = self.model(images)
-            hits = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
-            counts += torch.tensor([hits[:, 0].sum().item(), hits.sum().item(), len(labels)])
+            counts += count_hits(logits, labels)
         return counts
 
     def _autocast(self) -> torch.autocast:
@@ -224,6 +155,7 @@ def run_variant(
     config: InceptionConfig,
     variant: Variant,
     run: Run | None,
+    checkpoint: Checkpoint | None,
     report: Callable[[Row], None],
     stop: Event,
     processes: Processes,
@@ -232,7 +164,7 @@ def run_variant(
     """Train `variant` into `run`, from its checkpoint if it has one; a settled config, the same on all processes.
 
     Arguments:
-        run: rank 0's; None on the others.
+        run, checkpoint: rank 0's; None on the others.
         report: called with each row as it is measured, on rank 0.
         stop: set it (Ctrl-C) and all processes end at the next step, with a checkpoint to resume from.
         progress: called with the number of steps done and the loss, after each step, on every process.
@@ -244,7 +176,6 @@ def run_variant(
     assert config.eval_every is not None
     train_images, val_images = open_images(config.data, "train"), open_images(config.data, "val")
     check_classes(val_images, train_images.classes)
-    checkpoint = run.checkpoint(CHECKPOINT) if run is not None else None
     if run is not None and checkpoint is not None:
         reached = (checkpoint.load() or {"step": -1})["step"]
         run.replace_rows([row for row in run.rows() if row["step"] <= reached])

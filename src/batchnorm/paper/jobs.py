@@ -7,12 +7,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ..errors import BatchNormError
-from .imagenet import InceptionConfig, settled
+from .inception_config import InceptionConfig, settled
 from .processes import launched, restarted
 from .run import Run, new_folder
 from .variants import BY_NAME, ENSEMBLE, VARIANTS, Variant
 
 EXPERIMENT = "inception"
+CHECKPOINT = "training"  # its name in the run folder
+EVALUATIONS = "evaluations.jsonl"  # a row for each thing that was evaluated
 GROUPS = {"all": VARIANTS, "ensemble": ENSEMBLE}
 NAMES = (*BY_NAME, *GROUPS)
 
@@ -38,7 +40,9 @@ def choose_jobs(name: str | None, config: InceptionConfig, out: Path | None, res
         if not launched():
             return new_jobs(name, config, out)
         if out is None:
-            raise BatchNormError("under torchrun name the folder to write, --out; a process started again goes on there")
+            raise BatchNormError(
+                "under torchrun name the folder to write, --out; a process started again goes on there"
+            )
         return resumed_jobs(out) if restarted() and out.exists() else new_jobs(name, config, out)
     if name is not None or config != InceptionConfig() or out is not None:
         raise BatchNormError(f"--resume {resume} goes on under that run's own settings; give no others beside it")

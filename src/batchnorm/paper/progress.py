@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from threading import Event
@@ -14,10 +14,12 @@ from types import FrameType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from .imagenet import CHECKPOINT, run_variant
-from .jobs import Job
+from .console import print_table
+from .imagenet import run_variant
+from .jobs import CHECKPOINT, EVALUATIONS, Job, runs
+from .predict import evaluate
 from .processes import Processes
-from .run import Row, Run
+from .run import Row, Run, append_row
 
 REFRESH_SECONDS = 0.5
 
@@ -36,12 +38,33 @@ def show_jobs(jobs: list[Job], processes: Processes) -> bool:
 
 def _show(job: Job, stop: Event, processes: Processes) -> None:
     if processes.rank > 0:
-        run_variant(job.config, job.variant, None, _ignore, stop, processes)
+        run_variant(job.config, job.variant, None, None, _ignore, stop, processes)
         return
     run = Run(job.folder)
     print(f"Run folder: {run.folder}", flush=True)
     with run.claimed(), _display(job, run, processes) as (report, progress):
-        run_variant(job.config, job.variant, run, report, stop, processes, progress)
+        run_variant(job.config, job.variant, run, run.checkpoint(CHECKPOINT), report, stop, processes, progress)
+
+
+def show_evaluation(folders: Sequence[Path], data: str, crops: int, folded: bool, workers: int | None) -> None:
+    """Evaluate the runs in `folders` under a progress bar; print a row each, and keep them with the first run."""
+    jobs = runs(folders)
+    print(f"Evaluating {'with every BN folded away' if folded else 'with BN layers'}, crops: {crops}", flush=True)
+    columns = (TextColumn("images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns) as bars:
+        bar = bars.add_task("images", total=None)
+        rows = evaluate(
+            jobs, data, crops, folded, workers, lambda done, all: bars.update(bar, completed=done, total=all)
+        )
+    header = ["", "seed", "top-1", "top-5", "top-1 error", "top-5 error"]
+    print_table(f"{rows[0]['images']:,} images", [header, *map(_cells, rows)])
+    for row in rows:
+        append_row(jobs[0].folder / EVALUATIONS, row)
+
+
+def _cells(row: Row) -> list[str]:
+    scores = [row["top1"], row["top5"], 1 - row["top1"], 1 - row["top5"]]
+    return [row["name"], ", ".join(run.rpartition(" ")[2] for run in row["runs"]), *(f"{x:.2%}" for x in scores)]
 
 
 @contextmanager

@@ -32,14 +32,18 @@ def steps_table(rows: list[Row]) -> list[list[str]]:
 
 def write_report(rows: list[Row], settings: dict[str, Any], folder: Path) -> Path:
     """Write `report.html` into `folder`, with everything it needs inside."""
-    page = _PAGE.format(
-        figure=_figure(rows).to_html(full_html=False, include_plotlyjs=True, config={"displaylogo": False}),
-        table=_html_table(steps_table(rows)),
-        settings=escape(", ".join(f"{name} {value}" for name, value in settings.items() if value is not None)),
-    )
+    figure = _figure(rows).to_html(full_html=False, include_plotlyjs=True, config={"displaylogo": False})
+    listed = ", ".join(f"{name} {value}" for name, value in settings.items() if value is not None)
+    sections = [("", figure), ("", html_table(steps_table(rows)))]
     path = folder / "report.html"
-    write_atomically(path, page)
+    write_atomically(path, page("Batch Normalization on MNIST: Figure 1", _ABOUT, sections, f"Settings: {listed}."))
     return path
+
+
+def page(title: str, about: str, sections: list[tuple[str, str]], settings: str) -> str:
+    """A whole HTML page: `about` and the sections (heading, content) are HTML, the rest is text."""
+    body = "\n".join(f"<h2>{escape(heading)}</h2>\n{content}" if heading else content for heading, content in sections)
+    return _PAGE.format(title=escape(title), about=about, body=body, settings=escape(settings))
 
 
 def _figure(rows: list[Row]) -> go.Figure:
@@ -67,12 +71,21 @@ def _figure(rows: list[Row]) -> go.Figure:
     return figure
 
 
-def _html_table(table: list[list[str]]) -> str:
+def html_table(table: list[list[str]]) -> str:
+    """The table, its first line the header."""
     head, *body = (
         "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in line)
         for tag, line in zip(["th"] + ["td"] * len(table), table, strict=False)
     )
-    return f"<thead><tr>{head}</tr></thead><tbody>{''.join(f'<tr>{line}</tr>' for line in body)}</tbody>"
+    rows = "".join(f"<tr>{line}</tr>" for line in body)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+
+
+_ABOUT = """Ioffe and Szegedy, 2015, Sec. 4.1, computed by <code>batchnorm mnist</code>: the same network,
+784-100-100-100-10 with sigmoids, from the same initial weights and on the same mini-batches, without and with batch
+normalization.
+(b, c): 15th, 50th and 85th percentile, over the test images, of what enters one sigmoid of the last hidden layer.
+Normalised by moving averages of the training statistics, never by the test images' own."""
 
 
 _PAGE = """<!DOCTYPE html>
@@ -80,7 +93,7 @@ _PAGE = """<!DOCTYPE html>
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width">
-<title>Batch Normalization on MNIST: Figure 1</title>
+<title>{title}</title>
 <style>
 body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 1280px; margin: 2rem auto; padding: 0 1rem; color: #222 }}
 table {{ border-collapse: collapse; margin: 1rem 0 }}
@@ -89,14 +102,10 @@ th:first-child, td:first-child {{ text-align: left }}
 </style>
 </head>
 <body>
-<h1>Batch Normalization on MNIST: Figure 1</h1>
-<p>Ioffe and Szegedy, 2015, Sec. 4.1, computed by <code>batchnorm mnist</code>: the same network, 784-100-100-100-10
-with sigmoids, from the same initial weights and on the same mini-batches, without and with batch normalization.
-(b, c): 15th, 50th and 85th percentile, over the test images, of what enters one sigmoid of the last hidden layer.
-Normalised by moving averages of the training statistics, never by the test images' own.</p>
-{figure}
-<table>{table}</table>
-<p>Settings: {settings}.</p>
+<h1>{title}</h1>
+<p>{about}</p>
+{body}
+<p>{settings}</p>
 </body>
 </html>
 """

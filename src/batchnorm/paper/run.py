@@ -94,24 +94,12 @@ class Run:
         Raises:
             BatchNormError: the disk is full or the folder read-only.
         """
-        try:
-            with self._append:
-                _append_whole(self.metrics, _line(row).encode())
-        except OSError as error:
-            raise BatchNormError(f"cannot write {self.metrics}: {error}") from error
+        with self._append:
+            append_row(self.metrics, row)
 
     def rows(self) -> list[Row]:
         """All rows of the records; a last line that a kill cut short is left out."""
-        if not self.metrics.exists():
-            return []
-        lines = self.metrics.read_text(encoding="utf-8").split("\n")[:-1]
-        rows = []
-        try:
-            rows += map(json.loads, lines)
-        except json.JSONDecodeError as error:
-            line = f"line {len(rows) + 1}"
-            raise BatchNormError(f"{self.metrics}, {line} is damaged; remove that line: {error}") from error
-        return rows
+        return read_rows(self.metrics)
 
     def replace_rows(self, rows: Iterable[Row]) -> None:
         """Write the records anew, all at once."""
@@ -174,6 +162,43 @@ class Checkpoint:
         return None
 
 
+def append_row(path: Path, row: Row) -> None:
+    """Append `row` to a file of JSON lines, or nothing of it if the disk fills meanwhile.
+
+    Raises:
+        BatchNormError: the disk is full or the folder read-only.
+    """
+    line = _line(row).encode()
+    try:
+        with path.open("ab", buffering=0) as file:
+            before = file.tell()
+            try:
+                if file.write(line) != len(line):
+                    raise OSError("the disk is full")
+            except OSError:
+                with suppress(OSError):
+                    file.truncate(before)
+                raise
+    except OSError as error:
+        raise BatchNormError(f"cannot write {path}: {error}") from error
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a file of JSON lines, none if it does not exist; a last line that was cut short is left out.
+
+    Raises:
+        BatchNormError: another line is damaged.
+    """
+    if not path.exists():
+        return []
+    rows = []
+    try:
+        rows += map(json.loads, path.read_text(encoding="utf-8").split("\n")[:-1])
+    except json.JSONDecodeError as error:
+        raise BatchNormError(f"{path}, line {len(rows) + 1} is damaged; remove that line: {error}") from error
+    return rows
+
+
 def new_folder(folder: Path | None, experiment: str) -> Path:
     """Make `folder`, or the first free of runs/EXPERIMENT-1, -2, … if None.
 
@@ -215,19 +240,6 @@ def write_atomically(path: Path, text: str) -> None:
         partial.replace(path)
     except OSError as error:
         raise BatchNormError(f"cannot write {path}: {error}") from error
-
-
-def _append_whole(path: Path, line: bytes) -> None:
-    """Append `line`, or nothing of it if the disk fills meanwhile."""
-    with path.open("ab", buffering=0) as file:
-        before = file.tell()
-        try:
-            if file.write(line) != len(line):
-                raise OSError("the disk is full")
-        except OSError:
-            with suppress(OSError):
-                file.truncate(before)
-            raise
 
 
 def _first_free(parent: Path, experiment: str) -> Path:

@@ -1,0 +1,143 @@
+"""Figs. 2 to 4 as numbers: the curves of the variants, steps to the plain network's best, crops and ensembles."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+
+from ..errors import BatchNormError
+from .jobs import EVALUATIONS, Job, runs
+from .run import Row, Run, read_rows
+from .variants import INCEPTION, VARIANTS, rescaled
+
+# Fig. 3: steps to 72.2 % and best top-1, in the paper's words where it gives no number.
+PAPER_FIG3 = {
+    "inception": ("31.0M", "72.2%"),
+    "bn-baseline": ("13.3M", "72.7%"),
+    "bn-x5": ("2.1M", "73.0%"),
+    "bn-x30": ("2.7M", "74.8%"),
+    "bn-x5-sigmoid": ("never", "69.8%"),
+    "inception-x5": ("parameters reached infinity", ""),
+    "inception-sigmoid": ("never", "stays at chance"),
+}
+# Fig. 4: model, resolution, crops, models, top-1 error, top-5 error.
+PAPER_FIG4 = (
+    ("GoogLeNet ensemble", "224", "144", "7", "", "6.67%"),
+    ("Deep Image low-res", "256", "", "1", "", "7.96%"),
+    ("Deep Image high-res", "512", "", "1", "24.88%", "7.42%"),
+    ("Deep Image ensemble", "variable", "", "", "", "5.98%"),
+    ("BN-Inception single crop", "224", "1", "1", "25.2%", "7.82%"),
+    ("BN-Inception multicrop", "224", "144", "1", "21.99%", "5.82%"),
+    ("BN-Inception ensemble", "224", "144", "6", "20.1%", "4.9%"),
+)
+
+
+@dataclass(frozen=True)
+class Record:
+    """What one run left: its job, the rows of its training, and those of its evaluations."""
+
+    job: Job
+    rows: list[Row]
+    evaluations: list[Row]
+
+    @property
+    def curve(self) -> tuple[list[int], list[float]]:
+        """Steps, and top-1 on the validation images; NaN where the network had diverged."""
+        rows = [row for row in self.rows if "top1" in row]
+        return [row["step"] for row in rows], [float("nan") if row["top1"] is None else row["top1"] for row in rows]
+
+    @property
+    def best(self) -> Row:
+        """The row of the best top-1, the first of equals."""
+        return max((row for row in self.rows if row.get("top1") is not None), key=lambda row: row["top1"])
+
+    @property
+    def diverged(self) -> int | None:
+        """The step at which the loss was no longer finite, if it came to that."""
+        return next((row["step"] for row in self.rows if row.get("diverged")), None)
+
+    def steps_to(self, accuracy: float) -> int | None:
+        """The first measured step with that top-1."""
+        return next((row["step"] for row in self.rows if (row.get("top1") or 0) >= accuracy), None)
+
+
+def read_records(folders: Sequence[Path]) -> list[Record]:
+    """The records of runs, and of folders of runs.
+
+    Raises:
+        BatchNormError: a folder is no run of batchnorm inception, or has not measured anything yet.
+    """
+    records = []
+    for job in runs(folders):
+        run = Run(job.folder)
+        rows = run.rows()
+        if not rows:
+            raise BatchNormError(f"{job.folder} has no records yet; leave it out, or train it first")
+        records.append(Record(job, rows, read_rows(job.folder / EVALUATIONS)))
+    return records
+
+
+def by_variant(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """The records of each variant, a record a seed, the variants in the paper's order."""
+    found: dict[str, list[Record]] = {}
+    order = [variant.name for variant in VARIANTS]
+    for record in sorted(records, key=lambda r: order.index(r.job.variant.name) if r.job.variant in VARIANTS else 99):
+        found.setdefault(record.job.variant.name, []).append(record)
+    return found
+
+
+def band(members: Sequence[Record]) -> tuple[list[int], list[float], list[float], list[float]]:
+    """Steps, and the worst, mean and best top-1 there over the seeds that have been measured at them."""
+    values: dict[int, list[float]] = {}
+    for record in members:
+        for step, value in zip(*record.curve, strict=True):
+            values.setdefault(step, []).append(value)
+    steps = sorted(step for step, found in values.items() if len(found) == max(map(len, values.values())))
+    worst, middle, best = ([pick(values[step]) for step in steps] for pick in (min, mean, max))
+    return steps, worst, middle, best
+
+
+def fig3_table(records: Sequence[Record]) -> list[list[str]]:
+    """Header and a line a variant: steps to the plain network's best top-1, and the best; the paper's beside."""
+    groups = by_variant(records)
+    plain = groups.get(INCEPTION.name)
+    level = mean(record.best["top1"] for record in plain) if plain else None
+    reach = f"steps to {level:.2%}" if level is not None else "steps to the plain network's best"
+    table = [["", "learning rate", "seeds", reach, "best top-1", "at step", "paper: steps to 72.2%", "best"]]
+    for name, members in groups.items():
+        steps = "" if level is None else _reached([record.steps_to(level) for record in members], members)
+        best = [record.best for record in members]
+        config = members[0].job.config
+        rate = rescaled(members[0].job.variant, config.lr, config.decay_every).lr
+        cells = [_spread([row["top1"] for row in best]), f"{mean(row['step'] for row in best):,.0f}"]
+        table.append([name, f"{rate:g}", str(len(members)), steps, *cells, *PAPER_FIG3.get(name, ("", ""))])
+    return table
+
+
+def fig4_table(records: Sequence[Record]) -> list[list[str]]:
+    """Header and a line an evaluation, errors in %; the paper's lines after ours."""
+    table = [["", "resolution", "crops", "models", "top-1 error", "top-5 error"]]
+    seen = set()
+    for record in records:
+        for row in record.evaluations:
+            key = (tuple(row["runs"]), row["crops"])
+            if key not in seen:
+                seen.add(key)
+                errors = [f"{1 - row['top1']:.2%}", f"{1 - row['top5']:.2%}"]
+                table.append([row["name"], str(row["size"]), str(row["crops"]), str(len(row["runs"])), *errors])
+    return [*table, *([f"paper: {line[0]}", *line[1:]] for line in PAPER_FIG4)]
+
+
+def _reached(steps: list[int | None], members: Sequence[Record]) -> str:
+    found = [step for step in steps if step is not None]
+    if not found:
+        ends = [record.diverged for record in members if record.diverged is not None]
+        return f"never; diverged at {min(ends):,}" if ends else "never"
+    missing = "" if len(found) == len(steps) else f" ({len(found)} of {len(steps)} seeds)"
+    return f"{mean(found):,.0f}{missing}"
+
+
+def _spread(values: list[float]) -> str:
+    return f"{mean(values):.2%}" + (f" ± {stdev(values) * 100:.2f}" if len(values) > 1 else "")

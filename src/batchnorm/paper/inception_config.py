@@ -1,0 +1,78 @@
+"""What decides the numbers of one run of Sec. 4.2, beside the variant."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from ..errors import BatchNormError
+from .inception import MODULES, SMALL
+from .variants import DECAY_EVERY, INCEPTION, Variant
+
+
+@dataclass(frozen=True)
+class InceptionConfig:
+    """What decides the numbers of one run, whatever the variant; None is chosen to suit the data."""
+
+    data: str = ""
+    """Folder with train and val, as class folders or as WebDataset shards; or fashion, for Fashion-MNIST."""
+    steps: int | None = None
+    """Mini-batches to train on. By default the paper's: 31 million, or 6 million with the recipe; for fashion 3,000."""
+    lr: float = INCEPTION.lr
+    """Learning rate of the plain Inception; each variant's stands to it as in the paper."""
+    decay_every: float = DECAY_EVERY
+    """Epochs between two decays of the plain Inception's learning rate, by 4 %; with the recipe a sixth of it."""
+    batch_size: int = 32
+    """Images a mini-batch of each process."""
+    seed: int = 1
+    """Of the initial weights, the order of the images and their distortions."""
+    eval_every: int | None = None
+    """Steps between two measurements on the validation images; by default a fiftieth of the steps."""
+    size: int | None = None
+    """Side of the images that the network sees: 224, or 28 for fashion."""
+    width: float | None = None
+    """Factor on every width of Fig. 5: 1, or 1/8 for fashion."""
+    modules: tuple[str, ...] | None = None
+    """Which modules of Fig. 5: all, or 3c 4a 4e 5b for fashion."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the arithmetic; bfloat16 is by autocast, the weights stay float32."""
+    channels_last: bool = True
+    """Memory format of the images and maps; see records/inception-speed for what it gives."""
+    compile: bool = False
+    """Pass the network through torch.compile."""
+    workers: int | None = None
+    """Processes that read images, for each process that trains; by default one a core, none for fashion."""
+    threads: int | None = None
+    """CPU threads of torch; by default one a core, one process under torchrun sharing them with the others."""
+    checkpoint_minutes: float = 5.0
+    """Between two checkpoints: what a kill can lose."""
+    max_damaged: int = 100
+    """Images that can't be read and are passed over before the run ends with an error."""
+
+
+def settled(config: InceptionConfig, variant: Variant) -> InceptionConfig:
+    """The settings with everything chosen.
+
+    Raises:
+        BatchNormError: the first setting that can't be run.
+    """
+    if not config.data:
+        raise BatchNormError("name the images: --data FOLDER, or --data fashion for Fashion-MNIST")
+    small = config.data == "fashion"
+    steps = config.steps if config.steps is not None else 3_000 if small else variant.steps
+    chosen = {
+        "steps": steps,
+        "eval_every": max(1, steps // 50),
+        "size": 28 if small else 224,
+        "width": 1 / 8 if small else 1.0,
+        "modules": SMALL if small else MODULES,
+    }
+    config = replace(config, **{name: value for name, value in chosen.items() if getattr(config, name) is None})
+    smallest = {"steps": 1, "eval_every": 1, "batch_size": 2, "seed": 0, "size": 8, "max_damaged": 0}
+    for name, least in smallest.items():
+        if getattr(config, name) < least:
+            raise BatchNormError(f"{name.replace('_', '-')} must be at least {least}; got {getattr(config, name)}")
+    for name in ("lr", "decay_every", "width", "checkpoint_minutes"):
+        if not 0 < getattr(config, name) < float("inf"):
+            raise BatchNormError(f"{name.replace('_', '-')} must be a positive number; got {getattr(config, name)}")
+    return config

@@ -1,0 +1,176 @@
+"""Which images make up a mini-batch, and getting them there: numbered batches, the same for any number of workers."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import count
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ..errors import BatchNormError
+from .distortions import Distort, centre_crop, crops_144
+from .images import DamagedImage, FashionImages, Images
+
+LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """images (N, C, H, W) or (N, crops, C, H, W), uint8; labels (N,), int64; the names of those left out."""
+
+    images: Tensor
+    labels: Tensor
+    damaged: tuple[str, ...]
+
+
+class Damage:
+    """Counts the images that could not be read, and logs each by name.
+
+    Raises:
+        BatchNormError: from `count`, past `limit` of them.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit, self.images = limit, 0
+
+    def count(self, names: Iterable[str]) -> None:
+        """Log these too."""
+        for name in names:
+            self.images += 1
+            LOG.warning("passed over a damaged image: %s", name)
+            if self.images > self.limit:
+                raise BatchNormError(f"more images are damaged than --max-damaged {self.limit}; the last is {name}")
+
+
+class Order:
+    """The order in which each epoch goes through the images: shard after shard, the shards in a new order each time.
+
+    Arguments:
+        shards: number of images in each.
+        within_shard: also shuffle the images of each shard anew (Sec. 4.2.1: "more thorough"); else neighbours stay
+            neighbours, and meet in the same mini-batches again and again.
+    """
+
+    def __init__(self, shards: Iterable[int], seed: int, within_shard: bool) -> None:
+        self.sizes, self.seed, self.within_shard = np.array(list(shards)), seed, within_shard
+        self.starts = np.cumsum(self.sizes) - self.sizes
+        self.images = int(self.sizes.sum())
+        self.epoch = lru_cache(maxsize=2)(self._epoch)  # a batch may straddle two
+
+    def _epoch(self, epoch: int) -> np.ndarray:
+        rng = np.random.default_rng([self.seed, epoch])
+        parts = [self.starts[shard] + np.arange(self.sizes[shard]) for shard in rng.permutation(len(self.sizes))]
+        return np.concatenate([rng.permutation(part) for part in parts] if self.within_shard else parts)
+
+
+class ImageBatches(Dataset):
+    """The mini-batches of one of `world_size` processes: batch `step` is a function of its number and the settings.
+
+    In every epoch each image comes up exactly once over all processes: each takes a contiguous part of the epoch's
+    order, and so reads few shards. Batches straddle the epochs, so nothing is dropped; where the images do not divide
+    evenly, some processes go on to the next epoch an image earlier than others.
+    """
+
+    def __init__(
+        self,
+        images: Images,
+        distort: Distort,
+        batch_size: int,
+        seed: int,
+        within_shard: bool,
+        rank: int = 0,
+        world_size: int = 1,
+        workers: int | None = None,
+    ) -> None:
+        self.source, self.distort, self.batch_size, self.seed = images, distort, batch_size, seed
+        self.order = Order(images.shards, seed, within_shard)
+        self.first, self.last = (self.order.images * part // world_size for part in (rank, rank + 1))
+        if self.last - self.first < 1:
+            raise BatchNormError(f"{self.order.images} images do not go round {world_size} processes; start fewer")
+        self.workers = default_workers(images) if workers is None else workers
+        self.steps_per_epoch = self.order.images / (batch_size * world_size)
+
+    def numbers(self, step: int) -> list[tuple[int, int]]:
+        """(epoch, image) of each image of batch `step`, from 0."""
+        part = self.last - self.first
+        places = (divmod(position, part) for position in range(step * self.batch_size, (step + 1) * self.batch_size))
+        return [(epoch, int(self.order.epoch(epoch)[self.first + place])) for epoch, place in places]
+
+    def __getitem__(self, step: int) -> Batch:
+        samples = []
+        for epoch, number in self.numbers(step):
+            rng = np.random.default_rng([self.seed, epoch, number])
+            samples.append(_sample(self.source, number, lambda image, rng=rng: self.distort(image, rng)))
+        return _collated(samples)
+
+    def batches(self, first_step: int) -> Iterator[Batch]:
+        """The batches from `first_step` on, without end."""
+        return iter(_loader(self, count(first_step), self.workers))
+
+
+class _Evaluation(Dataset):
+    """The batches of one process's part of the images, in order."""
+
+    def __init__(self, images: Images, size: int, crops: int, batch_size: int, first: int, last: int) -> None:
+        self.source, self.batch_size, self.first, self.last = images, batch_size, first, last
+        self.size, self.crops = size, crops
+
+    def __getitem__(self, batch: int) -> Batch:
+        first = self.first + batch * self.batch_size
+        view = centre_crop if self.crops == 1 else crops_144
+        numbers = range(first, min(first + self.batch_size, self.last))
+        return _collated([_sample(self.source, number, lambda image: view(image, self.size)) for number in numbers])
+
+
+def evaluation_batches(
+    images: Images, size: int, crops: int, batch_size: int, rank: int, world_size: int, workers: int | None
+) -> Iterator[Batch]:
+    """Every image of one process's part once, in order: the centre crop of each, or its 144 crops."""
+    first, last = (len(images) * part // world_size for part in (rank, rank + 1))
+    part = _Evaluation(images, size, crops, batch_size, first, last)
+    batches = range(-(-(last - first) // batch_size))
+    return iter(_loader(part, batches, default_workers(images) if workers is None else workers))
+
+
+def default_workers(images: Images) -> int:
+    """A process a core to decode and distort; none for images that are in memory already."""
+    return 0 if isinstance(images, FashionImages) else os.cpu_count() or 1
+
+
+def _loader(batches: Dataset, numbers: Iterable[int], workers: int) -> Iterable[Batch]:
+    return DataLoader(
+        batches,
+        batch_size=None,
+        sampler=numbers,  # pyright: ignore[reportArgumentType]  (any iterable will do)
+        num_workers=workers,
+        worker_init_fn=_leave_interrupts_to_the_trainer,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def _leave_interrupts_to_the_trainer(worker: int) -> None:  # noqa: ARG001
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _sample(images: Images, number: int, view: Callable[[Tensor], Tensor]) -> tuple[Tensor, int] | str:
+    """What `view` makes of an image, and its label; or its name and what is wrong with it."""
+    try:
+        return view(images.read(number)), images.label(number)
+    except DamagedImage as error:
+        return str(error)
+
+
+def _collated(samples: list[tuple[Tensor, int] | str]) -> Batch:
+    whole = [sample for sample in samples if not isinstance(sample, str)]
+    damaged = tuple(sample for sample in samples if isinstance(sample, str))
+    if not whole:
+        raise BatchNormError(f"every image of a mini-batch is damaged, such as {damaged[0]}")
+    return Batch(torch.stack([image for image, _ in whole]), torch.tensor([label for _, label in whole]), damaged)

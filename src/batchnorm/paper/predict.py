@@ -1,0 +1,111 @@
+"""Sec. 4.2.3: errors of trained networks on the validation images, over crops, and of their ensemble."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import BatchNormError
+from ..fold import fold
+from .distortions import normalised
+from .evaluate import count_hits
+from .imagenet import network
+from .images import check_classes, open_images
+from .inception import DEPTH_MULTIPLIER
+from .jobs import CHECKPOINT, Job
+from .loader import Damage, evaluation_batches
+from .run import Row, Run
+
+FORWARD_IMAGES = 144  # crops that go through a network at once, so that memory stays flat
+FOLD_TOLERANCE = 1e-3  # of the logits; the networks are float32
+
+
+def load_network(job: Job, folded: bool) -> nn.Module:
+    """The network of a run, in eval mode, at its newest checkpoint; `folded`, its BN composed away (Alg. 2, line 11).
+
+    Raises:
+        BatchNormError: the run has no checkpoint, a damaged one, or one of parameters that are not finite.
+    """
+    state = Run(job.folder).checkpoint(CHECKPOINT).load()
+    if state is None:
+        raise BatchNormError(f"{job.folder} has no checkpoint to evaluate; train it first")
+    weights = state["model"]
+    classes, channels = len(weights["classifier.bias"]), _channels(weights)
+    model = network(job.config, job.variant, classes, channels).eval()
+    model.load_state_dict(weights)
+    if not all(parameter.isfinite().all() for parameter in model.parameters()):
+        raise BatchNormError(f"{job.folder} has diverged: its parameters are not finite. Leave it out")
+    if not (folded and job.variant.batch_norm):
+        return model
+    assert job.config.size is not None
+    example = torch.randn(2, channels, job.config.size, job.config.size, generator=torch.Generator().manual_seed(0))
+    return fold(model, example, tolerance=FOLD_TOLERANCE).model
+
+
+def evaluate(
+    jobs: Sequence[Job],
+    data: str,
+    crops: int,
+    folded: bool,
+    workers: int | None,
+    progress: Callable[[int, int], None],
+) -> list[Row]:
+    """Top-1 and top-5 accuracy of each run, and of their ensemble, in one pass over the validation images.
+
+    A prediction is the arithmetic mean of the class probabilities: of the crops, then of the networks (Sec. 4.2.3).
+
+    Arguments:
+        data: as in training.
+        crops: 1, or the paper's 144.
+        progress: called as `progress(images done, images)`.
+
+    Raises:
+        BatchNormError: runs that see images of different sizes; images that do not fit.
+    """
+    sizes = {job.config.size for job in jobs}
+    if len(sizes) > 1:
+        raise BatchNormError(f"the runs see images of different sizes, {sizes}; evaluate them one by one")
+    (size,) = sizes
+    assert size is not None
+    source = open_images(data, "val")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    networks = [load_network(job, folded).to(device) for job in jobs]
+    for model in networks:
+        check_classes(source, source.classes[: _classes(model)])
+    hits = torch.zeros(len(jobs) + 1, 3, dtype=torch.float64)
+    damage = Damage(len(source))
+    for batch in evaluation_batches(source, size, crops, max(1, FORWARD_IMAGES // crops), 0, 1, workers):
+        damage.count(batch.damaged)
+        images = normalised(batch.images.to(device))
+        each = torch.stack([_probabilities(model, images) for model in networks]).cpu()
+        for counts, probabilities in zip(hits, [*each, each.mean(0)], strict=True):
+            counts += count_hits(probabilities, batch.labels)
+        progress(int(hits[0, 2]), len(source))
+    labels = [f"{job.variant.name}, seed {job.config.seed}" for job in jobs]
+    members = [(job.variant.name, [label]) for job, label in zip(jobs, labels, strict=True)]
+    common = {"crops": crops, "size": size, "folded": folded}
+    return [
+        {"name": name, "runs": runs, **common, "images": int(count), "top1": top1 / count, "top5": top5 / count}
+        for (name, runs), (top1, top5, count) in zip([*members, ("ensemble", labels)], hits.tolist(), strict=True)
+        if name != "ensemble" or len(jobs) > 1
+    ]
+
+
+@torch.inference_mode()
+def _probabilities(model: nn.Module, images: Tensor) -> Tensor:
+    """Class probabilities (N, classes) of images (N, C, H, W), or of (N, crops, C, H, W) averaged over the crops."""
+    if images.dim() == 4:
+        return model(images).softmax(1)
+    return model(images.flatten(0, 1)).softmax(1).unflatten(0, images.shape[:2]).mean(1)
+
+
+def _channels(weights: dict[str, Tensor]) -> int:
+    """The channels of the images, as the first convolution has them: depthwise in the full stem."""
+    first = weights["stem.0.weight"]
+    return first.shape[0] // DEPTH_MULTIPLIER if first.shape[2] == 7 else first.shape[1]
+
+
+def _classes(model: nn.Module) -> int:
+    return next(reversed(list(model.parameters()))).shape[0]
