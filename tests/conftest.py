@@ -8,6 +8,11 @@ settings.register_profile("seeded", derandomize=True)
 settings.load_profile("seeded")
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread_from_the_start():
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(autouse=True)
 def _one_thread():
     torch.set_num_threads(1)

@@ -1,7 +1,7 @@
 """Numbered mini-batches: every image once an epoch over all processes, the same for any number of workers."""
 
 from collections import Counter
-from itertools import islice
+from itertools import islice, pairwise
 
 import numpy as np
 import pytest
@@ -49,7 +49,7 @@ def test_shards_are_read_one_after_another_in_a_new_order_each_epoch(shards):
     epochs = []
     for epoch in range(6):
         shard_of = np.searchsorted(starts, order.epoch(epoch), side="right")
-        changes = [int(shard_of[0]), *(int(b) for a, b in zip(shard_of, shard_of[1:], strict=False) if a != b)]
+        changes = [int(shard_of[0]), *(int(b) for a, b in pairwise(shard_of) if a != b)]
         assert sorted(changes) == [1, 2, 3]
         epochs.append(tuple(changes))
     assert len(set(epochs)) > 1

@@ -6,11 +6,13 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from inspect import signature
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import BatchNormError
@@ -60,7 +62,10 @@ class Processes:
         if self.world_size == 1:
             return model
         devices = [self.device.index] if self.device.type == "cuda" else None
-        return DistributedDataParallel(model, devices, broadcast_buffers=False)
+        # Running statistics are estimated anew where they count. (The option has another name since torch 2.14.)
+        known = signature(DistributedDataParallel.__init__).parameters
+        option = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+        return DistributedDataParallel(model, devices, **{option: False})
 
 
 ALONE = Processes()
@@ -73,7 +78,11 @@ def launched() -> bool:
 
 def restarted() -> bool:
     """Whether torchrun started it again, after one of the processes had died."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    return _restarts() > 0
+
+
+def _restarts() -> int:
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
 def threads_each() -> int:
@@ -91,7 +100,10 @@ def joined() -> Iterator[Processes]:
     if not launched():
         yield Processes(device=device)
         return
-    dist.init_process_group("nccl" if cuda else "gloo")
+    # Processes that torchrun starts again may be given the store of the dead ones, with their old addresses in it.
+    store, rank, world_size = next(rendezvous("env://"))
+    store = dist.PrefixStore(f"restart-{_restarts()}", store)
+    dist.init_process_group("nccl" if cuda else "gloo", store=store, rank=rank, world_size=world_size)
     try:
         control = dist.new_group(backend="gloo") if cuda else dist.group.WORLD
         yield Processes(dist.get_rank(), dist.get_world_size(), device, control)

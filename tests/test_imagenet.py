@@ -1,0 +1,395 @@
+"""Sec. 4.2 through the real path: JPEGs, the command, one process and two under torchrun, kill -9 and resume."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+from threading import Event
+
+import pytest
+import torch
+from jpegs import jpeg_shards, jpeg_tree
+from torch import nn
+
+import batchnorm as bn
+from batchnorm.paper.comparison import read_records
+from batchnorm.paper.distortions import Distort, crops_144, normalised
+from batchnorm.paper.imagenet import Trainer, run_variant
+from batchnorm.paper.images import open_images
+from batchnorm.paper.inception_config import InceptionConfig, settled
+from batchnorm.paper.jobs import CHECKPOINT, choose_jobs, new_jobs, resumed_jobs
+from batchnorm.paper.loader import ImageBatches
+from batchnorm.paper.predict import evaluate, load_network
+from batchnorm.paper.processes import ALONE
+from batchnorm.paper.run import Run
+from batchnorm.paper.variants import BN_X5, BN_X30, BY_NAME, INCEPTION, INCEPTION_X5, learning_rate
+
+TINY = InceptionConfig(
+    steps=12, eval_every=4, size=28, width=1 / 8, modules=("3c", "5b"), lr=0.02, batch_size=16, workers=0, threads=1
+)
+
+
+def ignore(*_):
+    """No progress display."""
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    return str(jpeg_tree(tmp_path_factory.mktemp("tree"), train=15, val=5))
+
+
+def train(folder, variant, config, stop=None):
+    """A run of `variant` in this process."""
+    (job,) = new_jobs(variant.name, config, folder)
+    run = Run(job.folder)
+    run_variant(job.config, variant, run, run.checkpoint(CHECKPOINT), ignore, stop or Event(), ALONE)
+    return run
+
+
+@pytest.fixture(scope="module")
+def finished(tree, tmp_path_factory):
+    """A run of BN-x5, never stopped."""
+    return train(tmp_path_factory.mktemp("runs") / "finished", BN_X5, replace(TINY, data=tree))
+
+
+def command(*arguments, **environment):
+    return subprocess.Popen(
+        [sys.executable, "-m", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+    )
+
+
+def wait_for_rows(process, folder, rows):
+    """Until the run has measured so often."""
+    path = folder / "metrics.jsonl"
+    while process.poll() is None and (not path.exists() or path.read_text().count("\n") < rows):
+        time.sleep(0.05)
+
+
+def options(tree, out, config=TINY):
+    given = {"steps": config.steps, "eval-every": 4, "size": 28, "width": 1 / 8, "lr": 0.02, "batch-size": 16}
+    flags = [part for name, value in given.items() for part in (f"--{name}", value)]
+    return [*flags, "--modules", "3c", "5b", "--workers", 0, "--threads", 1, "--data", tree, "--out", out]
+
+
+def test_it_learns_and_records(finished):
+    rows = finished.rows()
+    assert [row["step"] for row in rows] == [0, 4, 8, 12]
+    assert [row["epoch"] for row in rows] == pytest.approx([step * 16 / 150 for step in (0, 4, 8, 12)])
+    assert rows[0]["lr"] == pytest.approx(0.1)  # five times the plain network's
+    assert rows[-1]["loss"] < 2.3
+    assert rows[-1]["top1"] > 0.3 > rows[0]["top1"]
+    assert all(row["top5"] >= row["top1"] for row in rows)
+
+
+def test_an_update_is_sgd_with_momentum_decay_of_the_weights_alone_and_the_schedule(tree):
+    config = settled(replace(TINY, data=tree, decay_every=0.5), BN_X5)  # with the recipe every 1/12 epoch
+    trainer = Trainer(config, BN_X5, *(open_images(tree, split) for split in ("train", "val")), ALONE)
+    trainer.model.train()
+    model = deepcopy(trainer.model)
+    velocity = [torch.zeros_like(p) for p in model.parameters()]
+    for step in range(3):
+        images, labels = next(trainer._placed(trainer.batches.batches(step)))
+        model.zero_grad()
+        loss = nn.functional.cross_entropy(model(images), labels)
+        loss.backward()
+        rate = 0.1 * 0.96 ** int(step * 16 / 150 * 12)
+        with torch.no_grad():
+            for parameter, v in zip(model.parameters(), velocity, strict=True):
+                gradient = parameter.grad + (4e-5 * parameter if parameter.dim() > 1 else 0)
+                v.mul_(0.9).add_(gradient)
+                parameter.sub_(rate * v)
+        assert trainer.update(step).item() == pytest.approx(loss.item(), rel=1e-5)
+    torch.testing.assert_close(
+        dict(trainer.model.named_parameters()), dict(model.named_parameters()), rtol=1e-4, atol=1e-6
+    )
+
+
+def test_accuracy_is_by_statistics_of_the_training_set_not_moving_averages(tree):
+    config = settled(replace(TINY, data=tree), BN_X5)
+    trainer = Trainer(config, BN_X5, *(open_images(tree, split) for split in ("train", "val")), ALONE)
+    for layer in trainer.model.modules():
+        if isinstance(layer, bn.BatchNorm2d):
+            layer.running_mean.fill_(1e6)
+    trainer.model.eval()
+    with torch.no_grad():
+        trainer.measure()
+    means = [layer.running_mean for layer in trainer.model.modules() if isinstance(layer, bn.BatchNorm2d)]
+    assert max(mean.abs().max() for mean in means) < 100
+
+
+def test_dropout_is_fixed_by_the_step_not_by_what_ran_before(tree):
+    variant = replace(BN_X30, dropout=0.5)
+    config = settled(replace(TINY, data=tree), variant)
+    losses = []
+    for disturbance in (0, 1):
+        trainer = Trainer(config, variant, *(open_images(tree, split) for split in ("train", "val")), ALONE)
+        trainer.model.train()
+        torch.manual_seed(disturbance)
+        losses.append(trainer.update(0).item())
+    assert losses[0] == losses[1]
+
+
+def test_divergence_is_a_result(tree, tmp_path):
+    config = replace(TINY, data=tree, lr=1e6)
+    run = train(tmp_path / "run", INCEPTION_X5, config)
+    last = run.rows()[-1]
+    assert last["diverged"] is True
+    assert last["loss"] is None
+    assert 0 < last["step"] < 12
+    before = run.rows()
+    run_variant(settled(config, INCEPTION_X5), INCEPTION_X5, run, run.checkpoint(CHECKPOINT), ignore, Event(), ALONE)
+    assert run.rows() == before  # resumed, it stays where it ended
+    (record,) = read_records([run.folder])
+    assert record.diverged == last["step"]
+
+
+def test_stopping_and_resuming_gives_the_same_bits(tree, tmp_path, finished):
+    stop = Event()
+    (job,) = new_jobs("bn-x5", replace(TINY, data=tree), tmp_path / "run")
+    run = Run(job.folder)
+
+    def stop_after_6(step, _):
+        if step == 6:
+            stop.set()  # seen at the end of the next step
+
+    run_variant(job.config, BN_X5, run, run.checkpoint(CHECKPOINT), ignore, stop, ALONE, stop_after_6)
+    assert run.checkpoint(CHECKPOINT).load()["step"] == 7
+    run_variant(job.config, BN_X5, run, run.checkpoint(CHECKPOINT), ignore, Event(), ALONE)
+    same(run, finished)
+
+
+def same(run, other):
+    assert run.rows() == other.rows()
+    ours, theirs = (r.checkpoint(CHECKPOINT).load() for r in (run, other))
+    assert ours["step"] == theirs["step"]
+    for name, value in ours["model"].items():
+        assert value.equal(theirs["model"][name]), name
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_kill_9_at_random_loses_nothing_that_a_resume_does_not_bring_back(tree, tmp_path, finished, seed):
+    folder, rng = tmp_path / "run", random.Random(seed)
+    process = command("batchnorm", "inception", "bn-x5", *options(tree, folder), "--checkpoint-minutes", 1e-6)
+    wait_for_rows(process, folder, 1)
+    time.sleep(rng.uniform(0, 1.5))
+    process.kill()
+    process.communicate()
+    resumed = command("batchnorm", "inception", "--resume", folder)
+    output, _ = resumed.communicate(timeout=120)
+    assert resumed.returncode == 0, output
+    same(Run(folder), finished)
+
+
+def test_ctrl_c_ends_with_a_checkpoint_and_says_how_to_go_on(tree, tmp_path):
+    folder = tmp_path / "run"
+    long = replace(TINY, steps=5000)
+    process = command("batchnorm", "inception", "bn-x5", *options(tree, folder, long))
+    wait_for_rows(process, folder, 2)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert f"Go on with: batchnorm inception --resume {folder}" in output, output
+    assert process.returncode == 0
+    assert Run(folder).checkpoint(CHECKPOINT).load()["step"] > 0
+
+
+def torchrun(*arguments, processes=2):
+    return command("torch.distributed.run", f"--nproc-per-node={processes}", "--standalone", *arguments)
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    return str(jpeg_shards(tmp_path_factory.mktemp("shards"), train=15, val=5))
+
+
+@pytest.fixture(scope="module")
+def two(shards, tmp_path_factory):
+    """A run of two processes on shards."""
+    folder = tmp_path_factory.mktemp("two") / "run"
+    process = torchrun("-m", "batchnorm", "inception", "bn-x5", *options(shards, folder))
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    return Run(folder)
+
+
+def test_two_processes_train_and_evaluate_together(two):
+    rows = two.rows()
+    assert [row["step"] for row in rows] == [0, 4, 8, 12]
+    assert rows[-1]["epoch"] == pytest.approx(12 * 2 * 16 / 150)  # both processes' images count
+    assert rows[-1]["top1"] > 0.3
+
+
+def test_two_processes_average_the_gradients_of_their_own_mini_batches(two, shards):
+    """The loss of the first steps by hand: each replica normalises its own 16 images; gradients are averaged."""
+    config = settled(replace(TINY, data=shards), BN_X5)
+    images = [open_images(shards, split) for split in ("train", "val")]
+    trainers = []
+    for rank in (0, 1):
+        trainer = Trainer(config, BN_X5, *images, ALONE)
+        trainer.batches = ImageBatches(images[0], Distort(28, "weak"), 16, config.seed, True, rank, 2, 0)
+        trainer.model.train()
+        trainers.append(trainer)
+    streams = [trainer._placed(trainer.batches.batches(0)) for trainer in trainers]
+    for step in range(4):
+        losses = []
+        for trainer, stream in zip(trainers, streams, strict=True):
+            batch, labels = next(stream)
+            trainer.optimizer.zero_grad()
+            losses.append(nn.functional.cross_entropy(trainer.model(batch), labels))
+            losses[-1].backward()
+        for a, b in zip(*(trainer.model.parameters() for trainer in trainers), strict=True):
+            a.grad = b.grad = (a.grad + b.grad) / 2
+        rate = learning_rate(trainers[0].variant, step * 32 / 150)
+        for trainer in trainers:
+            trainer.optimizer.param_groups[0]["lr"] = trainer.optimizer.param_groups[1]["lr"] = rate
+            trainer.optimizer.step()
+    assert two.rows()[1]["loss"] == pytest.approx(losses[0].item(), rel=1e-4)  # float32 sums in another order
+
+
+def test_torchrun_starts_a_dead_rank_again_and_the_run_goes_on_to_the_same_bits(two, shards, tmp_path):
+    folder = tmp_path / "run"
+    arguments = ["-m", "batchnorm", "inception", "bn-x5", *options(shards, folder), "--checkpoint-minutes", 1e-6]
+    process = torchrun("--max-restarts=2", *arguments)
+    wait_for_rows(process, folder, 2)
+    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True)
+    os.kill(int(children.stdout.split()[-1]), signal.SIGKILL)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    same(Run(folder), two)
+
+
+def test_torchrun_wants_a_folder_named(monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    with pytest.raises(bn.BatchNormError, match="under torchrun name the folder to write, --out"):
+        choose_jobs("bn-x5", replace(TINY, data="fashion"), None, None)
+
+
+def test_a_truncated_checkpoint_gives_way_to_the_one_before(tree, tmp_path, finished):
+    run = train(tmp_path / "run", BN_X5, replace(TINY, data=tree, checkpoint_minutes=1e-9))
+    checkpoint = run.checkpoint(CHECKPOINT)
+    assert torch.load(checkpoint.previous, weights_only=True)["step"] == 11
+    checkpoint.path.write_bytes(checkpoint.path.read_bytes()[:5000])
+    with pytest.warns(
+        UserWarning, match=r"checkpoint-training\.pt is damaged .* Going on from .*previous\.pt, step 11"
+    ):
+        assert checkpoint.load()["step"] == 11
+    with pytest.warns(UserWarning, match="Going on from"):
+        run_variant(settled(replace(TINY, data=tree), BN_X5), BN_X5, run, checkpoint, ignore, Event(), ALONE)
+    same(run, finished)
+
+
+@pytest.mark.parametrize("variant", ["inception", "bn-x30", "ensemble-5"])
+def test_options_train_too(tree, tmp_path, variant):
+    config = replace(TINY, data=tree, steps=2, eval_every=2, precision="bfloat16", channels_last=False)
+    rows = train(tmp_path / "run", BY_NAME[variant], config).rows()
+    assert [row["step"] for row in rows] == [0, 2]
+    assert rows[-1]["loss"] is not None
+
+
+def test_all_makes_a_run_of_each_variant_and_resumes_them(tree, tmp_path):
+    jobs = choose_jobs("all", replace(TINY, data=tree), tmp_path / "all", None)
+    assert [job.variant.name for job in jobs] == [
+        "inception", "bn-baseline", "bn-x5", "bn-x30", "bn-x5-sigmoid", "inception-x5", "inception-sigmoid",
+    ]  # fmt: skip
+    assert resumed_jobs(tmp_path / "all") == jobs
+    assert choose_jobs(None, InceptionConfig(), None, tmp_path / "all") == jobs
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (InceptionConfig(), "name the images: --data FOLDER, or --data fashion"),
+        (InceptionConfig("fashion", steps=0), "steps must be at least 1; got 0"),
+        (InceptionConfig("fashion", batch_size=1), "batch-size must be at least 2; got 1"),
+        (InceptionConfig("fashion", lr=float("inf")), "lr must be a positive number; got inf"),
+        (InceptionConfig("fashion", decay_every=-1), "decay-every must be a positive number; got -1"),
+    ],
+)
+def test_settings_that_cannot_be_run_are_named_before_anything_is_written(config, message, tmp_path):
+    with pytest.raises(bn.BatchNormError, match=message):
+        new_jobs("all", config, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_defaults_suit_the_data():
+    small, large = settled(InceptionConfig("fashion"), BN_X5), settled(InceptionConfig("/imagenet"), BN_X5)
+    assert (small.size, small.width, small.steps) == (28, 1 / 8, 3000)
+    assert (large.size, large.width, large.steps, len(large.modules)) == (224, 1.0, 6_000_000, 10)
+    assert settled(InceptionConfig("/imagenet"), INCEPTION).steps == 31_000_000
+
+
+def test_what_cannot_be_resumed_is_an_error(tmp_path, finished):
+    with pytest.raises(bn.BatchNormError, match=r"has no config\.json"):
+        choose_jobs(None, InceptionConfig(), None, tmp_path)
+    with pytest.raises(bn.BatchNormError, match="goes on under that run's own settings"):
+        choose_jobs("bn-x5", InceptionConfig(), None, finished.folder)
+    with pytest.raises(bn.BatchNormError, match="name a variant, one of inception, bn-baseline"):
+        choose_jobs(None, InceptionConfig(), None, None)
+    Run.create(tmp_path / "mnist", "mnist", {})
+    with pytest.raises(bn.BatchNormError, match="is a run of 'mnist'; wanted one of batchnorm inception"):
+        resumed_jobs(tmp_path / "mnist")
+
+
+def test_evaluation_folds_and_agrees_with_training(tree, finished):
+    jobs = resumed_jobs(finished.folder)
+    folded = load_network(jobs[0], folded=True)
+    assert not any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in folded.modules())
+    (row,) = evaluate(jobs, tree, 1, True, 0, ignore)
+    assert row["top1"] == finished.rows()[-1]["top1"]
+    assert (row["images"], row["folded"], row["runs"]) == (50, True, ["bn-x5, seed 1"])
+
+
+def test_an_ensemble_is_the_mean_of_probabilities_of_144_crops(tree, finished, tmp_path):
+    few = str(jpeg_tree(tmp_path / "few", train=1, val=1))
+    other = train(tmp_path / "other", BN_X30, replace(TINY, data=tree, seed=2))
+    jobs = [*resumed_jobs(finished.folder), *resumed_jobs(other.folder)]
+    rows = evaluate(jobs, few, 144, True, 0, ignore)
+    assert [row["name"] for row in rows] == ["bn-x5", "bn-x30", "ensemble"]
+    images, hits = open_images(few, "val"), 0
+    networks = [load_network(job, folded=False) for job in jobs]
+    for number in range(len(images)):
+        crops = normalised(crops_144(images.read(number), 28))
+        with torch.no_grad():
+            means = [network(crops).softmax(1).mean(0) for network in networks]
+        hits += int((sum(means) / 2).argmax()) == images.label(number)
+    assert rows[-1]["top1"] == pytest.approx(hits / len(images))
+    assert rows[-1]["runs"] == ["bn-x5, seed 1", "bn-x30, seed 2"]
+
+
+def test_what_cannot_be_evaluated_is_an_error(tree, tmp_path, finished):
+    (job,) = new_jobs("bn-x5", replace(TINY, data=tree), tmp_path / "new")
+    with pytest.raises(bn.BatchNormError, match="has no checkpoint to evaluate"):
+        load_network(job, folded=True)
+    diverged = train(tmp_path / "diverged", INCEPTION_X5, replace(TINY, data=tree, lr=1e6))
+    with pytest.raises(bn.BatchNormError, match="has diverged"):
+        load_network(resumed_jobs(diverged.folder)[0], folded=True)
+    (smaller,) = new_jobs("bn-x5", replace(TINY, data=tree, size=32), tmp_path / "smaller")
+    with pytest.raises(bn.BatchNormError, match="images of different sizes"):
+        evaluate([*resumed_jobs(finished.folder), smaller], tree, 1, True, 0, ignore)
+
+
+def test_the_commands_evaluate_and_report(tree, finished, tmp_path):
+    done = command("batchnorm", "evaluate", finished.folder, "--data", tree)
+    output, _ = done.communicate(timeout=120)
+    assert done.returncode == 0, output
+    assert "with every BN folded away" in output
+    row = json.loads((finished.folder / "evaluations.jsonl").read_text().splitlines()[-1])
+    assert row["top1"] == finished.rows()[-1]["top1"]
+    done = command("batchnorm", "report", finished.folder, "--out", tmp_path / "report")
+    output, _ = done.communicate(timeout=120)
+    assert done.returncode == 0, output
+    assert {path.name for path in (tmp_path / "report").iterdir()} == {"figure2.png", "figure2.svg", "report.html"}
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert "BN-Inception multicrop" in page
+    assert f"{1 - row['top1']:.2%}" in page
+    assert Path(tree).parent.name not in page  # no path of the machine in a page to be shared
