@@ -1,0 +1,211 @@
+"""Training BN-Inception at 224x224 on the CPU: ours against torchvision-style training, and two processes against one.
+
+    python benchmarks/bench_inception.py [--rounds 5] [--out records/inception-speed/training.json]
+
+Every contender has a process of its own, since the allocator is a process's; they take turns, a step each. The same
+network, weights and images: contenders differ in the layers (torch.nn.BatchNorm2d and ReLU, or ours), the memory
+format, the precision and the allocator. Before the clock, all float32 contenders must agree on the loss.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+import batchnorm as bn
+from batchnorm.paper.inception import Inception
+
+BATCH, SIZE = 32, 224
+# name -> our layers, channels-last, bfloat16, keep_memory
+CONTENDERS = {
+    "torch, NCHW, float32, default malloc": (False, False, False, False),
+    "torch, NCHW, float32, kept memory": (False, False, False, True),
+    "torch, NHWC, float32, kept memory": (False, True, False, True),
+    "ours, NCHW, float32": (True, False, False, True),
+    "ours, NHWC, float32": (True, True, False, True),
+    "ours, NHWC, bfloat16": (True, True, True, True),
+}
+BASELINE = next(iter(CONTENDERS))
+
+
+def with_torch_layers(module: nn.Module) -> nn.Module:
+    """The same network as a user of torch writes it: BatchNorm2d, then ReLU in place."""
+    for name, child in module.named_children():
+        if isinstance(child, bn.BatchNorm2d):
+            plain = nn.BatchNorm2d(child.num_features)
+            setattr(module, name, nn.Sequential(plain, nn.ReLU(inplace=True)))
+        else:
+            with_torch_layers(child)
+    return module
+
+
+def make_step(ours: bool, channels_last: bool, low: bool, keep: bool) -> Callable[[], float]:
+    """One training step, which returns its loss."""
+    if keep:
+        bn.keep_memory()
+    torch.manual_seed(0)
+    model = Inception(batch_norm=True, size=SIZE)
+    images, labels = torch.randn(BATCH, 3, SIZE, SIZE), torch.randint(1000, (BATCH,))
+    model = model if ours else with_torch_layers(model)
+    if channels_last:
+        model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        images = images.contiguous(memory_format=torch.channels_last)
+    network = DistributedDataParallel(model) if dist.is_initialized() else model
+    optimizer = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9)
+
+    def step() -> float:
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=low):
+            loss = nn.functional.cross_entropy(network(images), labels)
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    step.network = network  # pyright: ignore[reportFunctionMemberAccess]
+    return step
+
+
+def serve(name: str, threads: int) -> None:
+    """A contender's process: a step for every line that comes in, its seconds and loss out."""
+    torch.set_num_threads(threads)
+    step = make_step(*CONTENDERS[name])
+    for _ in sys.stdin:
+        start = time.perf_counter()
+        loss = step()
+        print(json.dumps([time.perf_counter() - start, loss]), flush=True)
+
+
+class Contender:
+    """A process that does a step when asked."""
+
+    def __init__(self, name: str, threads: int) -> None:
+        command = [sys.executable, __file__, "--serve", name, "--threads", str(threads)]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.losses, self.seconds = [], []
+
+    def step(self) -> None:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        seconds, loss = json.loads(self.process.stdout.readline())
+        self.seconds.append(seconds)
+        self.losses.append(loss)
+
+    def close(self) -> None:
+        self.process.communicate()
+
+
+def train_in_turns(threads: int, rounds: int) -> dict[str, Any]:
+    """Images a second of every contender; the first step, which warms up, is checked and not counted."""
+    contenders = {name: Contender(name, threads) for name in CONTENDERS}
+    for _ in range(rounds + 1):
+        for contender in contenders.values():
+            contender.step()
+    for contender in contenders.values():
+        contender.close()
+    first = contenders[BASELINE].losses[0]
+    for name, contender in contenders.items():
+        tolerance = 0.05 if "bfloat16" in name else 1e-3
+        assert abs(contender.losses[0] - first) < tolerance * first, f"{name} computes another loss"
+    return {
+        name: {"seconds": contender.seconds[1:], "images_per_second": BATCH / statistics.median(contender.seconds[1:])}
+        for name, contender in contenders.items()
+    }
+
+
+def work(rounds: int) -> None:
+    """A process of torchrun: steps with and without the averaging of gradients; rank 0 prints the seconds."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    step = make_step(*CONTENDERS["ours, NHWC, float32"])
+    network: DistributedDataParallel = step.network  # pyright: ignore[reportFunctionMemberAccess]
+    seconds = {"with": [], "without": []}
+    for number in range(rounds + 1):
+        for kind, found in seconds.items():
+            dist.barrier()
+            start = time.perf_counter()
+            if kind == "with":
+                step()
+            else:
+                with network.no_sync():
+                    step()
+            dist.barrier()
+            if number:
+                found.append(time.perf_counter() - start)
+    if dist.get_rank() == 0:
+        print(json.dumps(seconds))
+    dist.destroy_process_group()
+
+
+def processes(rounds: int) -> dict[str, Any]:
+    """A step of one process of one thread, and of two such: each trains 32 images; efficiency is the ratio."""
+    found = {}
+    for count in (1, 2):
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+        command = [*launcher, __file__, "--work", "--rounds", str(rounds)]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        found[count] = json.loads(done.stdout.strip().splitlines()[-1])
+    alone, beside, together = (
+        statistics.median(seconds) for seconds in (found[1]["without"], found[2]["without"], found[2]["with"])
+    )
+    return {
+        "seconds": found,
+        "efficiency": alone / together,
+        "lost_to_sharing_the_machine": (beside - alone) / together,
+        "lost_to_averaging_gradients": (together - beside) / together,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--part", choices=("training", "processes"), help="only this part")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--serve", help=argparse.SUPPRESS)
+    parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.serve:
+        return serve(options.serve, options.threads)
+    if options.work:
+        return work(options.rounds)
+    result: dict[str, Any] = {
+        "network": f"BN-Inception, batch {BATCH}, {SIZE}x{SIZE}",
+        "threads": options.threads,
+        "torch": torch.__version__,
+        "cpu": platform.processor() or platform.machine(),
+        "kernels": bn.kernels_available(),
+    }
+    if options.part != "processes":
+        result["training"] = train_in_turns(options.threads, options.rounds)
+        base = result["training"][BASELINE]["images_per_second"]
+        for name, row in result["training"].items():
+            row["ratio"] = row["images_per_second"] / base
+            print(f"{name:40} {row['images_per_second']:6.1f} images/s  {row['ratio']:.2f}x")
+    if options.part != "training":
+        result["processes"] = processes(options.rounds)
+        for name in ("efficiency", "lost_to_sharing_the_machine", "lost_to_averaging_gradients"):
+            print(f"{name.replace('_', ' '):40} {result['processes'][name]:.1%}")
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(result, indent=1) + "\n")
+    return None
+
+
+if __name__ == "__main__":
+    main()
