@@ -119,12 +119,12 @@ def test_what_cannot_be_decoded_is_named(tmp_path, kind):
 
 
 def test_a_damaged_image_in_a_shard_is_named(tmp_path):
-    with tarfile.open(tmp_path / "train-0.tar", "w") as tar:
+    with tarfile.open(tmp_path / "val-0.tar", "w") as tar:
         add(tar, "a/b.c/key.jpg", b"not an image")
         add(tar, "a/b.c/key.cls", b"2")
-    images = open_images(str(tmp_path), "train")
+    images = open_images(str(tmp_path), "val")
     assert (images.label(0), len(images.classes)) == (2, 3)
-    with pytest.raises(DamagedImage, match=r"train-0\.tar, a/b\.c/key: "):
+    with pytest.raises(DamagedImage, match=r"val-0\.tar, a/b\.c/key: "):
         images.read(0)
 
 
@@ -173,6 +173,20 @@ def cut(folder):
     path.write_bytes(path.read_bytes()[:3000])
 
 
+def labels_from_one(folder):
+    shard(folder, ("0.jpg", b"x"), ("0.cls", b"1"), ("1.jpg", b"x"), ("1.cls", b"2"))
+
+
+# Four members, each a header and a block of content: cuts fall into headers, between members, into contents.
+@pytest.mark.parametrize("kept", range(256, 512 * 8 + 1, 256))
+def test_a_shard_cut_anywhere_is_an_error(tmp_path, kept):
+    shard(tmp_path, *(member for n in range(2) for member in ((f"{n}.jpg", b"x"), (f"{n}.cls", str(n).encode()))))
+    path = tmp_path / "train-0.tar"
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(bn.BatchNormError, match=r"train-0\.tar is damaged: "):
+        open_images(str(tmp_path), "train")
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -185,6 +199,7 @@ def cut(folder):
         (no_number, r"train-0\.tar is damaged: invalid literal"),
         (below_zero, r"train-0\.tar has a label below 0"),
         (cut, r"train-0\.tar is damaged"),
+        (labels_from_one, r"the shards have labels up to 2 and no image of class 0; wanted labels from 0"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
@@ -207,6 +222,7 @@ class Labelled:
         (("0", "1", "2"), ("0", "1"), "a label is 2, past the network's 2 classes"),
         (("cat", "cow"), ("cat", "dog"), "1 classes to validate were not trained, such as 'cow'"),
         (("dog",), ("cat", "dog"), "classes without validation images, such as 'cat'"),
+        (("0", "2"), ("0", "1", "2"), "classes without validation images, such as '1'"),
     ],
 )
 def test_labels_that_do_not_agree_are_an_error(val, trained, message):
@@ -222,3 +238,30 @@ def test_fewer_numbered_labels_than_classes_are_fine():
 def test_the_modules_fetch_nothing_at_import():
     source = Path(room.__file__).read_text()
     assert source.count("urlretrieve") == 1  # inside the function that --data fashion calls
+
+
+def test_images_in_linked_and_nested_folders_are_found(tmp_path):
+    (tmp_path / "elsewhere" / "deep").mkdir(parents=True)
+    (tmp_path / "elsewhere" / "deep" / "A.JPG").write_bytes(jpeg(1, np.random.default_rng(0)))
+    (tmp_path / "data" / "train" / "cat").mkdir(parents=True)
+    (tmp_path / "data" / "train" / "cat" / "link").symlink_to(tmp_path / "elsewhere")
+    images = open_images(str(tmp_path / "data"), "train")
+    assert [images.name(n) for n in range(len(images))] == [str(tmp_path / "data/train/cat/link/deep/A.JPG")]
+
+
+def test_an_image_too_large_to_be_one_is_damaged(tmp_path, monkeypatch):
+    (tmp_path / "train" / "cat").mkdir(parents=True)
+    (tmp_path / "train" / "cat" / "a.jpg").write_bytes(jpeg(1, np.random.default_rng(0)))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # Pillow's guard; its error is neither OSError nor ValueError
+    with pytest.raises(DamagedImage, match=r"a\.jpg: .*decompression bomb"):
+        open_images(str(tmp_path), "train").read(0)
+
+
+def test_a_fetched_file_of_another_checksum_is_not_kept(tmp_path, monkeypatch):
+    (tmp_path / "t10k-labels-idx1-ubyte.gz").write_bytes(gzip.compress(b"other"))
+    monkeypatch.setattr(room, "DEBIAN", tmp_path / "none")
+    monkeypatch.setattr(room, "FASHION_HOME", f"file://{tmp_path}/")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with pytest.raises(bn.BatchNormError, match="its checksum differs"):
+        room._fashion_file("t10k-labels-idx1-ubyte")
+    assert not list((tmp_path / "cache").rglob("*.*"))
