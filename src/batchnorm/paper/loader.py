@@ -7,7 +7,6 @@ import os
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import count
 
 import numpy as np
@@ -32,21 +31,23 @@ class Batch:
 
 
 class Damage:
-    """Counts the images that could not be read, and logs each by name.
+    """Counts the images that could not be read, and logs each by name; those of later epochs are the same ones.
 
     Raises:
         BatchNormError: from `count`, past `limit` of them.
     """
 
     def __init__(self, limit: int) -> None:
-        self.limit, self.images = limit, 0
+        self.limit, self._names = limit, set()
 
     def count(self, names: Iterable[str]) -> None:
         """Log these too."""
         for name in names:
-            self.images += 1
+            if name in self._names:
+                continue
+            self._names.add(name)
             LOG.warning("passed over a damaged image: %s", name)
-            if self.images > self.limit:
+            if len(self._names) > self.limit:
                 raise BatchNormError(f"more images are damaged than --max-damaged {self.limit}; the last is {name}")
 
 
@@ -63,9 +64,17 @@ class Order:
         self.sizes, self.seed, self.within_shard = np.array(list(shards)), seed, within_shard
         self.starts = np.cumsum(self.sizes) - self.sizes
         self.images = int(self.sizes.sum())
-        self.epoch = lru_cache(maxsize=2)(self._epoch)  # a batch may straddle two
+        self._epochs: dict[int, np.ndarray] = {}
 
-    def _epoch(self, epoch: int) -> np.ndarray:
+    def epoch(self, epoch: int) -> np.ndarray:
+        """The numbers of all images in the order of this epoch, from 0."""
+        if epoch not in self._epochs:
+            # A batch may straddle two. (No lru_cache: workers that are not forked get this object pickled.)
+            self._epochs = {kept: order for kept, order in self._epochs.items() if kept == epoch - 1}
+            self._epochs[epoch] = self._drawn(epoch)
+        return self._epochs[epoch]
+
+    def _drawn(self, epoch: int) -> np.ndarray:
         rng = np.random.default_rng([self.seed, epoch])
         parts = [self.starts[shard] + np.arange(self.sizes[shard]) for shard in rng.permutation(len(self.sizes))]
         return np.concatenate([rng.permutation(part) for part in parts] if self.within_shard else parts)
@@ -76,7 +85,7 @@ class ImageBatches(Dataset):
 
     In every epoch each image comes up exactly once over all processes: each takes a contiguous part of the epoch's
     order, and so reads few shards. Batches straddle the epochs, so nothing is dropped; where the images do not divide
-    evenly, some processes go on to the next epoch an image earlier than others.
+    evenly, they take turns with the image more, so that none is ever further than one image ahead.
     """
 
     def __init__(
@@ -92,17 +101,27 @@ class ImageBatches(Dataset):
     ) -> None:
         self.source, self.distort, self.batch_size, self.seed = images, distort, batch_size, seed
         self.order = Order(images.shards, seed, within_shard)
-        self.first, self.last = (self.order.images * part // world_size for part in (rank, rank + 1))
-        if self.last - self.first < 1:
+        self.rank, self.world_size = rank, world_size
+        if self.order.images < world_size:
             raise BatchNormError(f"{self.order.images} images do not go round {world_size} processes; start fewer")
         self.workers = default_workers(images) if workers is None else workers
         self.steps_per_epoch = self.order.images / (batch_size * world_size)
 
     def numbers(self, step: int) -> list[tuple[int, int]]:
         """(epoch, image) of each image of batch `step`, from 0."""
-        part = self.last - self.first
-        places = (divmod(position, part) for position in range(step * self.batch_size, (step + 1) * self.batch_size))
-        return [(epoch, int(self.order.epoch(epoch)[self.first + place])) for epoch, place in places]
+        images, world_size = self.order.images, self.world_size
+        numbers = []
+        for position in range(step * self.batch_size, (step + 1) * self.batch_size):
+            # The last epoch e with _taken(e, rank) <= position.
+            epoch = ((position + 1) * world_size - 1 - self.rank) // images
+            first = sum(self._taken(epoch + 1, rank) - self._taken(epoch, rank) for rank in range(self.rank))
+            place = first + position - self._taken(epoch, self.rank)
+            numbers.append((epoch, int(self.order.epoch(epoch)[place])))
+        return numbers
+
+    def _taken(self, epochs: int, rank: int) -> int:
+        """How many images `rank` has had after so many epochs: over all ranks epochs * images, none one ahead."""
+        return (epochs * self.order.images + rank) // self.world_size
 
     def __getitem__(self, step: int) -> Batch:
         samples = []
@@ -141,8 +160,10 @@ def evaluation_batches(
 
 
 def default_workers(images: Images) -> int:
-    """A process a core to decode and distort; none for images that are in memory already."""
-    return 0 if isinstance(images, FashionImages) else os.cpu_count() or 1
+    """A process a core to decode and distort, shared by the trainings of a machine; none for images in memory."""
+    if isinstance(images, FashionImages):
+        return 0
+    return max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))  # torchrun's
 
 
 def _loader(batches: Dataset, numbers: Iterable[int], workers: int) -> Iterable[Batch]:
