@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageEnhance
 from torchvision.transforms.v2 import functional as F
 
 from batchnorm.paper import distortions
@@ -132,3 +132,60 @@ def test_weak_photometric_distortions_are_weaker():
         return np.std([Distort(64, strength)(image, rng).float().mean().item() for _ in range(200)])
 
     assert spread("strong") > 2.5 * spread("weak") > 0
+
+
+def enhanced(image, factors, order):
+    """The same by Pillow, one after the other; changes in the order brightness, contrast, saturation are 0, 1, 2."""
+    for change in order:
+        enhance = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)[change]
+        image = enhance(image).enhance(factors.pop(0))
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_photometric_distortions_are_pillows(seed):
+    """To 5 of 255: Pillow cuts off up to 1 after each change, which later ones enlarge by up to 1.5 each.
+
+    The pixels are of the middle of the range, so that Pillow clips none after the first changes.
+    """
+    image = torch.from_numpy(np.random.default_rng(100 + seed).integers(90, 140, (3, 40, 50), dtype=np.uint8))
+    rng = np.random.default_rng(seed)
+    order, factors = rng.permutation(3), [rng.uniform(0.5, 1.5) for _ in range(3)]
+    ours = distortions._photometric(image, 0.5, 0.0, np.random.default_rng(seed))
+    pillows = enhanced(Image.fromarray(image.permute(1, 2, 0).numpy()), factors, order)
+    assert (ours.int() - pillows.int()).abs().max() <= 5
+
+
+def test_colour_noise_moves_all_pixels_alike_and_mostly_along_grey():
+    image = torch.full((3, 8, 8), 128, dtype=torch.uint8)
+    shifts = []
+    for seed in range(400):
+        noisy = distortions._photometric(image, 0.0, 0.1, np.random.default_rng(seed)).float() - 128
+        assert (noisy == noisy[:, :1, :1]).all()
+        shifts.append(noisy[:, 0, 0].numpy())
+    # 0.1 * 0.2175 * 255 = 5.5 along the first component, which is nearly grey; of 400 draws known to 3.5 %.
+    values, vectors = np.linalg.eigh(np.cov(np.array(shifts).T))
+    assert np.sqrt(values[-1]) == pytest.approx(5.55, rel=0.12)
+    assert abs(vectors[:, -1].sum()) == pytest.approx(np.sqrt(3), abs=0.01)
+
+
+def test_photometric_distortions_clip():
+    white = torch.full((3, 8, 8), 255, dtype=torch.uint8)
+    seen = {int(distortions._photometric(white, 0.5, 0.0, np.random.default_rng(seed)).max()) for seed in range(20)}
+    assert max(seen) == 255
+    assert min(seen) > 100
+
+
+@pytest.mark.parametrize("mode", distortions.INTERPOLATIONS)
+def test_each_interpolation_keeps_the_mean(mode, monkeypatch):
+    monkeypatch.setattr(distortions, "INTERPOLATIONS", (mode,) * 4)
+    patch = distortions._patch(picture(300, 300), 100, "strong", np.random.default_rng(0))
+    top, left, height, width = distortions._patch_place(300, 300, np.random.default_rng(0))
+    expected = picture(300, 300)[:, top : top + height, left : left + width].float().mean((1, 2))
+    torch.testing.assert_close(patch.float().mean((1, 2)), expected, atol=1.5, rtol=0)  # of 255: half a patch's pixel
+
+
+def test_grey_photographs_are_distorted_too():
+    images = [Distort(64, "strong")(picture(90, 90, 1), np.random.default_rng(seed)) for seed in range(4)]
+    assert all(image.shape == (1, 64, 64) for image in images)
+    assert len({image.numpy().tobytes() for image in images}) == 4

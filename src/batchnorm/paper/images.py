@@ -51,7 +51,7 @@ class Images(Protocol):
 
     classes: tuple[str, ...]
     channels: int
-    shards: Sequence[int]
+    shards: list[int]
 
     def __len__(self) -> int: ...
 
@@ -200,7 +200,7 @@ class ShardImages:
 class FashionImages:
     """Fashion-MNIST, 28x28 grey, in memory, from Debian's package, else from a cache, else from its public home."""
 
-    classes = FASHION_CLASSES
+    classes: tuple[str, ...] = FASHION_CLASSES
     channels = 1
 
     def __init__(self, split: Split) -> None:

@@ -76,7 +76,7 @@ class Order:
 
     def _drawn(self, epoch: int) -> np.ndarray:
         rng = np.random.default_rng([self.seed, epoch])
-        parts = [self.starts[shard] + np.arange(self.sizes[shard]) for shard in rng.permutation(len(self.sizes))]
+        parts = [self.starts[shard] + np.arange(int(self.sizes[shard])) for shard in rng.permutation(len(self.sizes))]
         return np.concatenate([rng.permutation(part) for part in parts] if self.within_shard else parts)
 
 
