@@ -3,10 +3,13 @@ PYTHON ?= python3
 VENV ?= .venv
 SOURCES := pyproject.toml $(wildcard CMakeLists.txt csrc/*)
 
-.PHONY: mnist test lint bench clean
+.PHONY: mnist inception test lint bench clean
 
 mnist: $(VENV)/paper
 	$(VENV)/bin/batchnorm mnist
+
+inception: $(VENV)/imagenet
+	$(VENV)/bin/batchnorm inception all --data fashion
 
 test: $(VENV)/lint
 	$(VENV)/bin/pytest
@@ -20,6 +23,7 @@ bench: $(VENV)/lint
 	$(VENV)/bin/python benchmarks/bench_mnist.py
 	$(VENV)/bin/python benchmarks/bench_batch_norm.py --layout NCHW
 	$(VENV)/bin/python benchmarks/bench_batch_norm.py --layout NHWC
+	$(VENV)/bin/python benchmarks/bench_inception.py
 
 # A stamp per set of extras, made again when the build or the dependencies change.
 $(VENV)/%: $(SOURCES)

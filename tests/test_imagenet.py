@@ -23,7 +23,7 @@ from batchnorm.paper.distortions import Distort, crops_144, normalised
 from batchnorm.paper.imagenet import Trainer, run_variant
 from batchnorm.paper.images import open_images
 from batchnorm.paper.inception_config import InceptionConfig, settled
-from batchnorm.paper.jobs import CHECKPOINT, choose_jobs, new_jobs, resumed_jobs
+from batchnorm.paper.jobs import CHECKPOINT, GROUPS, NAMES, choose_jobs, new_jobs, resumed_jobs
 from batchnorm.paper.loader import ImageBatches
 from batchnorm.paper.predict import evaluate, load_network
 from batchnorm.paper.processes import ALONE
@@ -286,6 +286,10 @@ def test_a_truncated_checkpoint_gives_way_to_the_one_before(tree, tmp_path, fini
     with pytest.warns(UserWarning, match="Going on from"):
         run_variant(settled(replace(TINY, data=tree), BN_X5), BN_X5, run, checkpoint, ignore, Event(), ALONE)
     same(run, finished)
+
+
+def test_the_help_lists_every_variant_and_group():
+    assert (*BY_NAME, *GROUPS) == NAMES
 
 
 @pytest.mark.parametrize("variant", ["inception", "bn-x30", "ensemble-5"])

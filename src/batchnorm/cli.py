@@ -19,7 +19,7 @@ try:
 
     from .paper.console import show_mnist, show_report, show_sweep
     from .paper.inception_config import InceptionConfig
-    from .paper.jobs import NAMES, choose_jobs
+    from .paper.jobs import VariantName, choose_jobs
     from .paper.mnist import MnistConfig, config_from_json, config_to_json
     from .paper.processes import joined, threads_each
     from .paper.run import Run
@@ -68,9 +68,6 @@ def mnist(
     show = show_sweep if experiment == "sweep" else show_mnist
     with run.claimed():
         show(config, data, run)
-
-
-VariantName = Literal[NAMES]  # pyright: ignore[reportInvalidTypeForm]
 
 
 def inception(
@@ -228,5 +225,9 @@ def main() -> None:
         )
     except BatchNormError as error:
         sys.exit(f"batchnorm: {error}")
+    except ModuleNotFoundError as missing:
+        if missing.name not in ("torchvision", "PIL"):
+            raise
+        sys.exit(f"batchnorm: this needs {missing.name}. Install it with: pip install 'batchnorm[imagenet]'")
     except KeyboardInterrupt:
         sys.exit(130)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import exp, log, sqrt
-from typing import Literal
 
 import numpy as np
 import torch
@@ -14,7 +13,7 @@ from torch.nn.functional import interpolate
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-Strength = Literal["strong", "weak", "none"]
+from .variants import Strength
 
 # Going deeper with convolutions (Szegedy et al., 2014), Sec. 6.
 PATCH_AREA = (0.08, 1.0)

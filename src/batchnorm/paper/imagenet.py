@@ -16,7 +16,7 @@ from .distortions import Distort, normalised
 from .evaluate import count_hits
 from .images import Images, check_classes, open_images
 from .inception import Inception
-from .inception_config import InceptionConfig
+from .inception_config import Settled
 from .loader import Batch, Damage, ImageBatches, evaluation_batches
 from .processes import Processes
 from .run import Checkpoint, Row, Run
@@ -28,11 +28,8 @@ STATISTICS_SEED = 1_000_003  # they are drawn in an order of their own
 EVALUATION_BATCH = 100
 
 
-def network(config: InceptionConfig, variant: Variant, classes: int, channels: int) -> Inception:
+def network(config: Settled, variant: Variant, classes: int, channels: int) -> Inception:
     """The network of a settled config, at the initial weights that its seed gives."""
-    assert config.size is not None
-    assert config.width is not None
-    assert config.modules is not None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         return Inception(
@@ -58,7 +55,7 @@ class Trainer:
     """
 
     def __init__(
-        self, config: InceptionConfig, variant: Variant, train_images: Images, val_images: Images, processes: Processes
+        self, config: Settled, variant: Variant, train_images: Images, val_images: Images, processes: Processes
     ) -> None:
         self.config, self.processes, self.val_images, self.step = config, processes, val_images, 0
         self.variant = rescaled(variant, config.lr, config.decay_every)
@@ -71,7 +68,7 @@ class Trainer:
         self.batches = self._image_batches(train_images, config.seed)
         self.statistics_batches = self._image_batches(train_images, config.seed + STATISTICS_SEED)
         self.damage = Damage(config.max_damaged)
-        self._stream: Iterator[Batch] | None = None
+        self._stream: Iterator[tuple[Tensor, Tensor]] | None = None
 
     def update(self, step: int) -> Tensor:
         """One step of SGD with momentum on mini-batch `step`; returns its loss."""
@@ -120,7 +117,6 @@ class Trainer:
 
     def _image_batches(self, images: Images, seed: int) -> ImageBatches:
         config, processes = self.config, self.processes
-        assert config.size is not None
         distort = Distort(config.size, self.variant.distortion)
         shuffle = self.variant.within_shard_shuffle
         where = (processes.rank, processes.world_size)
@@ -137,7 +133,6 @@ class Trainer:
     def _count_correct(self) -> Tensor:
         """(top-1, top-5, images), float64, of this process's part of the validation images."""
         where = (self.processes.rank, self.processes.world_size)
-        assert self.config.size is not None
         stream = evaluation_batches(self.val_images, self.config.size, 1, EVALUATION_BATCH, *where, self.config.workers)
         counts = torch.zeros(3, dtype=torch.float64)
         for images, labels in self._placed(stream):
@@ -152,7 +147,7 @@ class Trainer:
 
 
 def run_variant(
-    config: InceptionConfig,
+    config: Settled,
     variant: Variant,
     run: Run | None,
     checkpoint: Checkpoint | None,
@@ -172,8 +167,6 @@ def run_variant(
     Raises:
         BatchNormError: images that can't be read or do not fit; too many of them damaged.
     """
-    assert config.steps is not None
-    assert config.eval_every is not None
     train_images, val_images = open_images(config.data, "train"), open_images(config.data, "val")
     check_classes(val_images, train_images.classes)
     if run is not None and checkpoint is not None:

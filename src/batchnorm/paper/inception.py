@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import torch
@@ -118,7 +118,7 @@ class Module(nn.Module):
         self.stride = 1 if row.projection else 2
         # The last convolutions of the branches see the reduced map, the others the map that comes in.
         reduced = block.at_stride(self.stride)
-        branches = [
+        branches: list[nn.Module] = [
             nn.Sequential(block(inputs, row.three_reduce, 1), reduced(row.three_reduce, row.three, 3, self.stride)),
             nn.Sequential(
                 block(inputs, row.double_reduce, 1),
@@ -201,10 +201,12 @@ def _stem(block: _Block, channels: int, size: int, width: float, lrn: bool) -> t
 def _rows(modules: tuple[str, ...], width: float) -> list[Row]:
     _check_known("modules", modules, MODULES)
     table = {row.name: row for row in TABLE}
-    return [
-        Row(row.name, *(_scaled(n, width) if isinstance(n, int) else n for n in list(vars(row).values())[1:]))
-        for row in (table[name] for name in modules)
-    ]
+    return [_scaled_row(table[name], width) for name in modules]
+
+
+def _scaled_row(row: Row, width: float) -> Row:
+    widths = {name: _scaled(value, width) for name, value in vars(row).items() if isinstance(value, int)}
+    return replace(row, **widths)
 
 
 def _scaled(maps: int, width: float) -> int:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 from ..errors import BatchNormError
-from .inception_config import InceptionConfig, settled
+from .inception_config import InceptionConfig, Settled, settled
 from .processes import launched, restarted
 from .run import Run, new_folder
 from .variants import BY_NAME, ENSEMBLE, VARIANTS, Variant
@@ -16,7 +17,12 @@ EXPERIMENT = "inception"
 CHECKPOINT = "training"  # its name in the run folder
 EVALUATIONS = "evaluations.jsonl"  # a row for each thing that was evaluated
 GROUPS = {"all": VARIANTS, "ensemble": ENSEMBLE}
-NAMES = (*BY_NAME, *GROUPS)
+# As a type, so that the command's help lists them; a test keeps it the same as the two above.
+VariantName = Literal[
+    "inception", "bn-baseline", "bn-x5", "bn-x30", "bn-x5-sigmoid", "inception-x5", "inception-sigmoid", "ensemble-1",
+    "ensemble-2", "ensemble-3", "ensemble-4", "ensemble-5", "ensemble-6", "all", "ensemble",
+]  # fmt: skip
+NAMES: tuple[str, ...] = get_args(VariantName)
 
 
 @dataclass(frozen=True)
@@ -24,7 +30,7 @@ class Job:
     """One variant, its settled config, and where it goes."""
 
     variant: Variant
-    config: InceptionConfig
+    config: Settled
     folder: Path
 
 
@@ -85,7 +91,8 @@ def resumed_job(folder: Path) -> Job:
         raise BatchNormError(f"{folder} is a run of {experiment!r}; wanted one of batchnorm inception")
     try:
         variant = BY_NAME[saved.pop("variant")]
-        config = InceptionConfig(**saved | {"modules": tuple(saved["modules"])})
+        saved["modules"] = tuple(saved["modules"])
+        config = Settled(**saved)
     except (TypeError, KeyError) as error:
         message = f"{folder / 'config.json'} has other settings than this version of batchnorm: {error}"
         raise BatchNormError(message) from error
@@ -98,9 +105,9 @@ def runs(folders: Sequence[Path]) -> list[Job]:
 
 
 def _new_job(variant: Variant, config: InceptionConfig, out: Path | None) -> Job:
-    config = settled(config, variant)
-    saved = asdict(config)
-    if config.data != "fashion":
-        saved["data"] = str(Path(config.data).resolve())  # a run may be resumed from elsewhere
+    chosen = settled(config, variant)
+    saved = asdict(chosen)
+    if chosen.data != "fashion":
+        saved["data"] = str(Path(chosen.data).resolve())  # a run may be resumed from elsewhere
     run = Run.create(out, EXPERIMENT, {"variant": variant.name, **saved})
-    return Job(variant, config, run.folder)
+    return Job(variant, chosen, run.folder)

@@ -39,7 +39,6 @@ def load_network(job: Job, folded: bool) -> nn.Module:
         raise BatchNormError(f"{job.folder} has diverged: its parameters are not finite. Leave it out")
     if not (folded and job.variant.batch_norm):
         return model
-    assert job.config.size is not None
     example = torch.randn(2, channels, job.config.size, job.config.size, generator=torch.Generator().manual_seed(0))
     return fold(model, example, tolerance=FOLD_TOLERANCE).model
 
@@ -68,7 +67,6 @@ def evaluate(
     if len(sizes) > 1:
         raise BatchNormError(f"the runs see images of different sizes, {sizes}; evaluate them one by one")
     (size,) = sizes
-    assert size is not None
     source = open_images(data, "val")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     networks = [load_network(job, folded).to(device) for job in jobs]

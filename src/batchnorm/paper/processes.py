@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
@@ -27,7 +28,7 @@ class Processes:
     rank: int = 0
     world_size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    control: dist.ProcessGroup | None = None  # between CPUs, so that no device has to wait
+    control: Any = None  # a group of gloo's where the default one is of GPUs, which would have to wait
 
     def any(self, *flags: bool) -> tuple[bool, ...]:
         """Each flag, raised if any process raises it."""
@@ -64,8 +65,10 @@ class Processes:
         devices = [self.device.index] if self.device.type == "cuda" else None
         # Running statistics are estimated anew where they count. (The option has another name since torch 2.14.)
         known = signature(DistributedDataParallel.__init__).parameters
-        option = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-        return DistributedDataParallel(model, devices, **{option: False})
+        options: dict[str, Any] = {
+            "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False
+        }
+        return DistributedDataParallel(model, devices, **options)
 
 
 ALONE = Processes()
@@ -102,10 +105,10 @@ def joined() -> Iterator[Processes]:
         return
     # Processes that torchrun starts again may be given the store of the dead ones, with their old addresses in it.
     store, rank, world_size = next(rendezvous("env://"))
-    store = dist.PrefixStore(f"restart-{_restarts()}", store)
+    store = PrefixStore(f"restart-{_restarts()}", store)
     dist.init_process_group("nccl" if cuda else "gloo", store=store, rank=rank, world_size=world_size)
     try:
-        control = dist.new_group(backend="gloo") if cuda else dist.group.WORLD
+        control = dist.new_group(backend="gloo") if cuda else None
         yield Processes(dist.get_rank(), dist.get_world_size(), device, control)
     finally:
         dist.destroy_process_group()

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from ..accelerate import accelerate
 from ..functional import Activation
+
+Strength = Literal["strong", "weak", "none"]  # of the distortions
 
 # What the paper leaves open, and where each value is from.
 SGD_MOMENTUM = 0.9  # Going deeper with convolutions (Szegedy et al., 2014), Sec. 6
@@ -29,7 +32,7 @@ class Variant:
     weight_decay: float = WEIGHT_DECAY
     decay_every: float = DECAY_EVERY  # epochs between two decays by DECAY
     within_shard_shuffle: bool = False
-    distortion: str = "strong"
+    distortion: Strength = "strong"
     init_scale: float = 1.0
     per_activation: tuple[str, ...] = ()
     steps: int = 31_000_000  # what the plain network needs for its best accuracy (Fig. 3)
