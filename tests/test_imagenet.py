@@ -14,7 +14,7 @@ from threading import Event
 
 import pytest
 import torch
-from jpegs import jpeg_shards, jpeg_tree
+from jpegs import CLASSES, jpeg_shards, jpeg_tree
 from torch import nn
 
 import batchnorm as bn
@@ -346,7 +346,8 @@ def test_what_cannot_be_resumed_is_an_error(tmp_path, finished):
 
 def test_evaluation_folds_and_agrees_with_training(tree, finished):
     jobs = resumed_jobs(finished.folder)
-    folded = load_network(jobs[0], folded=True)
+    folded, classes = load_network(jobs[0], folded=True)
+    assert classes == CLASSES
     assert not any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in folded.modules())
     (row,) = evaluate(jobs, tree, 1, True, 0, ignore)
     assert row["top1"] == finished.rows()[-1]["top1"]
@@ -360,7 +361,7 @@ def test_an_ensemble_is_the_mean_of_probabilities_of_144_crops(tree, finished, t
     rows = evaluate(jobs, few, 144, True, 0, ignore)
     assert [row["name"] for row in rows] == ["bn-x5", "bn-x30", "ensemble"]
     images, hits = open_images(few, "val"), 0
-    networks = [load_network(job, folded=False) for job in jobs]
+    networks = [load_network(job, folded=False)[0] for job in jobs]
     for number in range(len(images)):
         crops = normalised(crops_144(images.read(number), 28))
         with torch.no_grad():
@@ -378,6 +379,11 @@ def test_what_cannot_be_evaluated_is_an_error(tree, tmp_path, finished):
     with pytest.raises(bn.BatchNormError, match="has diverged"):
         load_network(resumed_jobs(diverged.folder)[0], folded=True)
     (smaller,) = new_jobs("bn-x5", replace(TINY, data=tree, size=32), tmp_path / "smaller")
+    renamed = jpeg_tree(tmp_path / "renamed", train=1, val=1)
+    for number, path in enumerate(sorted((renamed / "val").iterdir())):
+        path.rename(path.with_name(f"other{number}"))
+    with pytest.raises(bn.BatchNormError, match="classes to validate were not trained, such as 'other0'"):
+        evaluate(resumed_jobs(finished.folder), str(renamed), 1, True, 0, ignore)
     with pytest.raises(bn.BatchNormError, match="images of different sizes"):
         evaluate([*resumed_jobs(finished.folder), smaller], tree, 1, True, 0, ignore)
 

@@ -107,7 +107,13 @@ class Trainer:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
-        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        images = self.batches.source
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "classes": list(images.classes),
+            "channels": images.channels,
+        }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from what `state` returned."""

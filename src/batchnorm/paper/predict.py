@@ -13,7 +13,6 @@ from .distortions import normalised
 from .evaluate import count_hits
 from .imagenet import network
 from .images import check_classes, open_images
-from .inception import DEPTH_MULTIPLIER
 from .jobs import CHECKPOINT, Job
 from .loader import Damage, evaluation_batches
 from .run import Row, Run
@@ -22,8 +21,10 @@ FORWARD_IMAGES = 144  # crops that go through a network at once, so that memory 
 FOLD_TOLERANCE = 1e-3  # of the logits; the networks are float32
 
 
-def load_network(job: Job, folded: bool) -> nn.Module:
-    """The network of a run, in eval mode, at its newest checkpoint; `folded`, its BN composed away (Alg. 2, line 11).
+def load_network(job: Job, folded: bool) -> tuple[nn.Module, tuple[str, ...]]:
+    """The network of a run, in eval mode, at its newest checkpoint, and its classes.
+
+    `folded`: its BN composed away (Alg. 2, line 11).
 
     Raises:
         BatchNormError: the run has no checkpoint, a damaged one, or one of parameters that are not finite.
@@ -31,16 +32,15 @@ def load_network(job: Job, folded: bool) -> nn.Module:
     state = Run(job.folder).checkpoint(CHECKPOINT).load()
     if state is None:
         raise BatchNormError(f"{job.folder} has no checkpoint to evaluate; train it first")
-    weights = state["model"]
-    classes, channels = len(weights["classifier.bias"]), _channels(weights)
-    model = network(job.config, job.variant, classes, channels).eval()
-    model.load_state_dict(weights)
+    classes, channels, size = tuple(state["classes"]), state["channels"], job.config.size
+    model = network(job.config, job.variant, len(classes), channels).eval()
+    model.load_state_dict(state["model"])
     if not all(parameter.isfinite().all() for parameter in model.parameters()):
         raise BatchNormError(f"{job.folder} has diverged: its parameters are not finite. Leave it out")
-    if not (folded and job.variant.batch_norm):
-        return model
-    example = torch.randn(2, channels, job.config.size, job.config.size, generator=torch.Generator().manual_seed(0))
-    return fold(model, example, tolerance=FOLD_TOLERANCE).model
+    if folded and job.variant.batch_norm:
+        example = torch.randn(2, channels, size, size, generator=torch.Generator().manual_seed(0))
+        model = fold(model, example, tolerance=FOLD_TOLERANCE).model
+    return model, classes
 
 
 def evaluate(
@@ -69,9 +69,11 @@ def evaluate(
     (size,) = sizes
     source = open_images(data, "val")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    networks = [load_network(job, folded).to(device) for job in jobs]
-    for model in networks:
-        check_classes(source, source.classes[: _classes(model)])
+    networks = []
+    for job in jobs:
+        model, classes = load_network(job, folded)
+        check_classes(source, classes)
+        networks.append(model.to(device))
     hits = torch.zeros(len(jobs) + 1, 3, dtype=torch.float64)
     damage = Damage(len(source))
     for batch in evaluation_batches(source, size, crops, max(1, FORWARD_IMAGES // crops), 0, 1, workers):
@@ -97,13 +99,3 @@ def _probabilities(model: nn.Module, images: Tensor) -> Tensor:
     if images.dim() == 4:
         return model(images).softmax(1)
     return model(images.flatten(0, 1)).softmax(1).unflatten(0, images.shape[:2]).mean(1)
-
-
-def _channels(weights: dict[str, Tensor]) -> int:
-    """The channels of the images, as the first convolution has them: depthwise in the full stem."""
-    first = weights["stem.0.weight"]
-    return first.shape[0] // DEPTH_MULTIPLIER if first.shape[2] == 7 else first.shape[1]
-
-
-def _classes(model: nn.Module) -> int:
-    return next(reversed(list(model.parameters()))).shape[0]
