@@ -2,7 +2,7 @@
 
     python benchmarks/bench_zoo.py                                # all, into records/zoo/results.json and its table
     python benchmarks/bench_zoo.py resnet18 timm/levit_128s       # some, printed
-    python benchmarks/bench_zoo.py --time resnet18 mobilenet_v2   # and their latency, into records/zoo/latency.json
+    python benchmarks/bench_zoo.py --time resnet18 mobilenet_v2   # their latency (or all), into records/zoo/latency.json
 
 Every network has random weights, statistics and affine parameters (a tenth of the gammas negative), from one seed.
 Correctness comes first: error is the largest difference of the folded network from the given one, relative to its
@@ -35,6 +35,7 @@ HERE = Path(__file__).parent
 RECORDS = HERE.parent / "records" / "zoo"
 THREADS, TURNS = 2, 9
 LIMIT = 1e-5  # relative error in float32
+FUNCTION_KEPT = 1e-3  # what folding a network must not reach before it is timed
 
 
 def names() -> list[str]:
@@ -114,7 +115,7 @@ def latency(before: nn.Module, after: nn.Module, x: Tensor) -> tuple[list[float]
                 start = time.perf_counter()
                 model(x)
                 if turn >= 2:
-                    into.append(1e3 * (time.perf_counter() - start))
+                    into.append(round(1e3 * (time.perf_counter() - start), 3))
     return times
 
 
@@ -142,8 +143,19 @@ def measure(name: str) -> dict[str, Any]:
 def timed(name: str) -> dict[str, Any]:
     model, size = build(name)
     x = torch.randn(1, *size)
-    before, after = latency(model, bn.fold(model, x).model, x)
+    folded = bn.fold(model, small_input(model, size), tolerance=1.0).model
+    if not error(folded, model, x) < FUNCTION_KEPT:  # traced with an example, it takes that size alone
+        folded = bn.fold(model, x, tolerance=1.0).model
+    before, after = latency(model, folded, x)
     return {"network": name, "input": list(x.shape), "ms_before": before, "ms_after": after}
+
+
+@torch.no_grad()
+def error(got: nn.Module, wanted: nn.Module, x: Tensor) -> float:
+    with contextlib.suppress(RuntimeError):
+        y = wanted(x)
+        return float((got(x) - y).abs().max() / y.abs().max())
+    return float("inf")
 
 
 def table(records: list[dict[str, Any]], times: list[dict[str, Any]]) -> str:
@@ -190,10 +202,16 @@ def conditions() -> dict[str, Any]:
     versions = {module.__name__: module.__version__ for module in (torch, torchvision, timm, bn)}
     return {
         "versions": versions,
-        "processor": platform.processor() or platform.machine(),
+        "processor": processor(),
         "threads": THREADS,
         "seed": 0,
     }
+
+
+def processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    found = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{found[0]}, {len(found)} cores" if found else platform.machine()
 
 
 def write(file: str, **content: Any) -> None:
@@ -203,19 +221,33 @@ def write(file: str, **content: Any) -> None:
 
 def write_table() -> None:
     """records/zoo/table.md from what is recorded."""
-    results, times = RECORDS / "results.json", RECORDS / "latency.json"
-    records = json.loads(results.read_text())["records"]
-    (RECORDS / "table.md").write_text(
-        table(records, json.loads(times.read_text())["records"] if times.exists() else []) + "\n"
-    )
+    (RECORDS / "table.md").write_text(table(recorded("results.json"), recorded("latency.json")) + "\n")
+
+
+def time_networks(wanted: list[str]) -> None:
+    """Time these and keep what is recorded of the others, in the order of the list."""
+    known = {r["network"]: r for r in recorded("latency.json")}
+    for name in wanted:
+        known[name] = timed(name)
+        before, after = (statistics.median(known[name][key]) for key in ("ms_before", "ms_after"))
+        print(f"{name:<40}{before:>9.1f} ms{after:>9.1f} ms", flush=True)
+    records = [known[name] for name in names() if name in known]
+    ratios = [statistics.median(r["ms_before"]) / statistics.median(r["ms_after"]) for r in records]
+    low, middle, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
+    print(f"{len(ratios)} networks: before / after, median {middle:.2f}, quartiles {low:.2f} and {high:.2f}")
+    write("latency.json", records=records)
+    write_table()
+
+
+def recorded(file: str) -> list[dict[str, Any]]:
+    return json.loads((RECORDS / file).read_text())["records"] if (RECORDS / file).exists() else []
 
 
 def main() -> None:
     torch.set_num_threads(THREADS)
     wanted = [name for name in sys.argv[1:] if name != "--time"]
     if "--time" in sys.argv:
-        write("latency.json", records=[timed(name) for name in wanted])
-        return write_table()
+        return time_networks(wanted or names())
     records = []
     for name in wanted or names():
         records.append(measure(name))
