@@ -2,7 +2,7 @@
 
     python benchmarks/bench_zoo.py                                # all, into records/zoo/results.json and its table
     python benchmarks/bench_zoo.py resnet18 timm/levit_128s       # some, printed
-    python benchmarks/bench_zoo.py --time resnet18 mobilenet_v2   # their latency (or all), into records/zoo/latency.json
+    python benchmarks/bench_zoo.py --time resnet18 mobilenet_v2   # their latency, or of all, into latency.json
 
 Every network has random weights, statistics and affine parameters (a tenth of the gammas negative), from one seed.
 Correctness comes first: error is the largest difference of the folded network from the given one, relative to its
@@ -231,11 +231,11 @@ def time_networks(wanted: list[str]) -> None:
         known[name] = timed(name)
         before, after = (statistics.median(known[name][key]) for key in ("ms_before", "ms_after"))
         print(f"{name:<40}{before:>9.1f} ms{after:>9.1f} ms", flush=True)
-    records = [known[name] for name in names() if name in known]
+        write("latency.json", records=[known[each] for each in names() if each in known])
+    records = recorded("latency.json")
     ratios = [statistics.median(r["ms_before"]) / statistics.median(r["ms_after"]) for r in records]
     low, middle, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
     print(f"{len(ratios)} networks: before / after, median {middle:.2f}, quartiles {low:.2f} and {high:.2f}")
-    write("latency.json", records=records)
     write_table()
 
 

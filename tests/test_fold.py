@@ -18,6 +18,7 @@ from networks import Call
 from torch import nn
 from torch.fx.experimental.optimization import fuse as fx_fuse
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils import prune
 
 import batchnorm as bn
 
@@ -380,6 +381,54 @@ def test_a_hook_between_the_two_keeps_them_apart():
     assert error(model, result.model, x) < ROUNDED
 
 
+def test_a_batch_norm_with_a_hook_is_kept():
+    model, x = randomized(nn.Sequential(nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6))), torch.randn(IMAGE)
+    model[1].register_forward_hook(lambda _, __, output: output.relu())
+    result = bn.fold(model, x)
+    assert (result.rows[0].outcome, result.rows[0].reason) == ("kept", "has hooks")
+    assert error(model, result.model, x) < ROUNDED
+
+
+# torch says that this weight_norm is old; networks that use it are too
+BY_HOOK = {
+    "prune": lambda layer: prune.l1_unstructured(layer, "weight", 0.5),
+    "weight_norm": nn.utils.weight_norm,
+    "spectral_norm": nn.utils.spectral_norm,
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.nn.utils.weight_norm.* is deprecated:FutureWarning")
+@pytest.mark.parametrize("computed", BY_HOOK)
+def test_a_weight_that_a_hook_computes_is_folded_as_it_is(computed):
+    torch.manual_seed(0)
+    conv = BY_HOOK[computed](nn.Conv2d(4, 6, 3))
+    model, x = randomized(nn.Sequential(conv, nn.BatchNorm2d(6))), torch.randn(IMAGE)
+    with torch.no_grad():
+        wanted = model(x)
+    result = bn.fold(model, x)
+    assert result.folded == 1, result
+    assert "weight" not in model[0]._parameters
+    torch.testing.assert_close(result.model(x), wanted, rtol=1e-5, atol=1e-6)  # float32, a few roundings
+
+
+class ByHook:
+    """A weight that a hook computes from another, in no way that torch knows."""
+
+    def __call__(self, layer, _):
+        layer.weight = layer.other * 2
+
+
+def test_a_weight_that_some_other_hook_computes_is_left():
+    model, x = randomized(nn.Sequential(nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6))), torch.randn(IMAGE)
+    model[0].register_parameter("other", model[0]._parameters.pop("weight"))
+    model[0].register_forward_pre_hook(ByHook())
+    with torch.no_grad():
+        wanted = model(x)
+    result = bn.fold(model, x)
+    assert result.rows[0].reason == "the weight of 0 is computed by a hook; it precedes the network's output"
+    torch.testing.assert_close(result.model(x), wanted, rtol=1e-5, atol=1e-6)  # as above
+
+
 @pytest.mark.parametrize("norm", [nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm])
 def test_a_parametrized_weight_is_folded_as_it_is(norm):
     model, x = randomized(nn.Sequential(norm(nn.Conv2d(4, 6, 3)), nn.BatchNorm2d(6))), torch.randn(IMAGE)
@@ -485,12 +534,45 @@ def test_an_error_above_tolerance_raises_instead():
         bn.fold(model, x, tolerance=1e-12)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
 def test_precision_of_the_network_is_kept(dtype):
     model, x = randomized(nn.Sequential(nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6))), torch.randn(IMAGE)
-    result = bn.fold(model.to(dtype), x.to(dtype), tolerance=0.05)
+    result = bn.fold(model.to(dtype), x.to(dtype))
     assert {p.dtype for p in result.model.parameters()} == {dtype}
     assert result.model(x.to(dtype)).dtype == dtype
+
+
+def test_a_narrow_network_may_differ_by_its_own_rounding_and_not_by_more():
+    model, x = randomized(nn.Sequential(nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6))).bfloat16(), torch.randn(IMAGE)
+    result = bn.fold(model, x.bfloat16())
+    assert set(result.errors) == {"bfloat16", "float64"}
+    assert 1e-4 < result.max_error < 16 * 2**-7
+    with pytest.raises(bn.BatchNormError, match=r"more than tolerance=1.0e-04"):
+        bn.fold(model, x.bfloat16(), tolerance=1e-4)
+
+
+def test_channels_last_weights_stay_so():
+    layers = (nn.ReLU(), nn.BatchNorm2d(4), nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6))
+    model = randomized(nn.Sequential(*layers)).to(memory_format=torch.channels_last)
+    result = bn.fold(model, torch.randn(IMAGE).to(memory_format=torch.channels_last))
+    assert result.folded == 2
+    assert result.model.get_parameter("2.weight").is_contiguous(memory_format=torch.channels_last)
+
+
+class FixedBatch(nn.Module):
+    """Folds for any batch, but is another network for two examples."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6)
+
+    def forward(self, x):
+        return self.norm(self.conv(x)) if len(x) < 4 else x.relu()
+
+
+def test_a_network_that_is_another_for_another_batch_size_is_refused():
+    with pytest.raises(bn.BatchNormError, match=r"changed its output by inf|cannot be traced"):
+        bn.fold(randomized(FixedBatch()), torch.randn(IMAGE))
 
 
 def test_a_network_that_is_random_in_eval_is_refused():

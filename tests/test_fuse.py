@@ -151,6 +151,34 @@ def test_keys_order_modes_and_the_given_model_stay():
     assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
 
 
+@pytest.mark.parametrize("half", ["statistics", "affine"])
+def test_what_is_frozen_stays_frozen(half):
+    model, x = nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.ReLU()), torch.randn(IMAGE)
+    bn.freeze(model, **{other: other == half for other in ("statistics", "affine")})
+    result = bn.fuse(model, x)
+    assert "it is frozen" in result.rows[0].reason
+    bn.unfreeze(result.model)
+    assert result.model.get_parameter("1.weight").requires_grad
+    assert result.model.get_submodule("1").training
+
+
+NETWORKS = ["maxvit_t", "timm/mobilevit_xxs", "timm/efficientvit_m0"]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_known_networks_whose_way_depends_on_sizes(name):
+    torch.manual_seed(0)
+    if name.startswith("timm/"):
+        model = pytest.importorskip("timm").create_model(name.removeprefix("timm/"))
+    else:
+        model = pytest.importorskip("torchvision").models.get_model(name, weights=None)
+    size = 64 if "mobilevit" in name else 224
+    result, x = bn.fuse(model, torch.randn(1, 3, size, size)), torch.randn(2, 3, size, size)
+    assert sum(row.activation is not None for row in result.rows) == {"timm/efficientvit_m0": 23}.get(name, 0)
+    with torch.no_grad():
+        close(result.model.eval()(x), model.eval()(x))
+
+
 def test_a_fused_network_folds():
     torch.manual_seed(0)
     model, x = nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.ReLU()), torch.randn(IMAGE)

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import prune
 
 import batchnorm as bn
 
@@ -241,6 +242,25 @@ def test_weight_norm_stays():
     result = bn.insert(model, x)
     assert_close(result.model(x), normalized(layer(x)).relu())
     assert "0.parametrizations.weight.original0" in result.model.state_dict()
+
+
+def test_a_pruned_layer_stays_pruned():
+    model, x = nn.Sequential(nn.Linear(4, 4), nn.ReLU()).train(), randn(16, 4)
+    prune.l1_unstructured(model[0], "weight", 0.5)
+    result = bn.insert(model, x)
+    assert_close(result.model(x), normalized(model[0](x)).relu())
+    assert biases(result) == {"0": "kept"}
+    assert "0.weight_mask" in result.model.state_dict()
+
+
+def test_a_network_that_decides_on_sizes():
+    def forward(m, x):
+        if x.shape[1] != 4:
+            raise ValueError("4 channels wanted")
+        return m.conv(x).relu() if x.shape[-1] > 3 else x
+
+    model, x = Model(forward, conv=lambda: nn.Conv2d(4, 5, 3)).train(), randn(8, 4, 6, 6)
+    assert_close(bn.insert(model, x[:2]).model(x), normalized(model.conv(x)).relu())
 
 
 def test_no_bias_is_said():

@@ -2,9 +2,9 @@
 
 from . import functional as functional
 from .accelerate import accelerate as accelerate
+from .compose import FoldRow as FoldRow
 from .errors import BatchNormError as BatchNormError
 from .fold import FoldResult as FoldResult
-from .fold import FoldRow as FoldRow
 from .fold import fold as fold
 from .freeze import FreezeResult as FreezeResult
 from .freeze import FreezeRow as FreezeRow

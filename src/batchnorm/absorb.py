@@ -43,6 +43,8 @@ def parameters(network: Network, node: fx.Node) -> tuple[Tensor, Tensor | None]:
     layer = network.layer(node)
     if layer is not None:
         weight, bias = layer.weight, layer.bias
+        if "weight" not in layer._parameters:
+            raise Stuck(f"the weight of {network.label(node)} is computed by a hook")
     else:
         weight, bias = (network.constant(network.argument(node, *place)) for place in (_WEIGHT, _BIAS))
         if bias is None and network.argument(node, *_BIAS) is not None:
@@ -59,6 +61,7 @@ def set_parameters(network: Network, node: fx.Node, weight: Tensor, bias: Tensor
         if network.calls(layer) > 1:
             layer = copy.deepcopy(layer)
             node.target = network.add_layer(str(node.target), layer)
+        assert isinstance(layer.weight, Tensor)
         layer.bias = _parameter(bias, layer.weight)
         layer.weight = _parameter(weight, layer.weight)
         return
@@ -139,9 +142,11 @@ def _double(tensor: Tensor) -> Tensor:
     return tensor.detach().cpu().double()
 
 
-def _parameter(values: Tensor, like: Any) -> nn.Parameter:
+def _parameter(values: Tensor, like: Tensor) -> nn.Parameter:
+    """`values` with the device, dtype and, if there are as many axes, memory format of `like`."""
     learned = isinstance(like, nn.Parameter) and like.requires_grad
-    return nn.Parameter(values.to(like.device, like.dtype), requires_grad=learned)
+    laid_out = torch.empty_like(like) if values.shape == like.shape else like.new_empty(values.shape)
+    return nn.Parameter(laid_out.detach().copy_(values), requires_grad=learned)
 
 
 def _set_argument(network: Network, node: fx.Node, place: tuple[int, str], path: str, values: nn.Parameter) -> None:

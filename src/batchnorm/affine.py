@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from .graph import CROPS, RESHAPES, Network
+from .graph import Network
+from .ops import CROPS, RESHAPES
 
 MOVES = (
     RESHAPES

@@ -9,11 +9,13 @@ from typing import Any, cast
 import torch
 from torch import fx, nn
 
+from .compare import largest_error
 from .errors import BatchNormError
 from .functional import Activation
-from .graph import Network, largest_error, trace
+from .graph import Network
 from .layers import BatchNorm1d, BatchNorm2d, BatchNorm3d, _FusedBatchNorm
 from .table import format_table
+from .trace import trace
 
 _FUSED = {
     nn.BatchNorm1d: BatchNorm1d,
@@ -94,6 +96,8 @@ def _layers(network: Network) -> dict[nn.Module, list[fx.Node]]:
 def _fuse_layer(network: Network, layer: nn.Module, calls: list[fx.Node]) -> Activation:
     if layer._forward_hooks or layer._forward_pre_hooks:
         raise BatchNormError("it has hooks")
+    if {"statistics_frozen", "requires_grad_before_freeze"} & vars(layer).keys():
+        raise BatchNormError("it is frozen, and trains nothing that fusing would speed up")
     if isinstance(layer, _FusedBatchNorm) and layer.activation is not None:
         raise BatchNormError(f"it is fused with {layer.activation} already")
     if not network.is_stock(calls[0]) and not isinstance(layer, _FusedBatchNorm):

@@ -10,14 +10,17 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils import _pytree as pytree
 
 from .batches import check_batches, in_eval, run_batch
+from .compare import largest_error, run
 from .errors import BatchNormError
-from .graph import AFFINE_LAYERS, Network, TrainingFlag, example_args, largest_error, trace
+from .graph import Network
 from .layers import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from .moments import Moments
+from .ops import AFFINE_LAYERS
 from .table import format_table
+from .trace import example_args, trace
+from .tracer import TrainingFlag
 
 Removable = Literal["dropout", "lrn"]
 Where = str | Collection[str] | Callable[[str, nn.Module | None], bool]
@@ -354,12 +357,5 @@ def _set_identity(place: _Place, norm: _BatchNorm, moments: Moments | None) -> N
 
 def _error(result: nn.Module, network: Network, model: nn.Module, example_inputs: Any) -> float:
     """The largest relative difference of two networks in eval mode on the example inputs."""
-    wanted = _run(model, example_args(model, example_inputs))
-    return largest_error(_run(result, network.inputs), wanted)
-
-
-@torch.no_grad()
-def _run(model: nn.Module, inputs: tuple[tuple[Any, ...], dict[str, Any]]) -> Any:
-    args, kwargs = pytree.tree_map_only(Tensor, torch.clone, inputs)  # a network may write into its inputs
-    with in_eval(model):
-        return model(*args, **kwargs)
+    with in_eval(model), in_eval(result):
+        return largest_error(run(result, network.inputs), run(model, example_args(model, example_inputs)))

@@ -1,0 +1,209 @@
+"""From a model to a `Network`: symbolic tracing first, `torch.export` where that stops, and a check of either."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.nn.utils import parametrize
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+from torch.utils import _pytree as pytree
+
+from .batches import in_eval
+from .compare import Call, copied, doubled, largest_error, run
+from .errors import BatchNormError, first_line
+from .graph import Network
+from .layers import _FusedBatchNorm
+from .tracer import trace_symbolically
+
+_SAME = 1e-5  # another order of the same float32 operations, not another function
+
+
+def trace(model: nn.Module, example_inputs: Any, *, trainable: bool = False) -> Network:
+    """See `model` as a graph of calls; the model itself is not changed.
+
+    Eval (default): the graph of the network in eval mode. Subclasses of batch normalization that do more, such as
+    timm's BatchNormAct2d and our own fused layers, are opened, so that every normalisation in it is plain, and
+    parametrizations are baked in. Symbolic tracing comes first; where the network's own control flow stops it, or
+    gives another output than the network, `torch.export` traces with the example inputs, any batch size.
+
+    Trainable: every batch normalization is a leaf, `self.training` is read when the graph runs (a `TrainingFlag`),
+    the modes of the model's layers are kept, and the result owns all that the model owned. Where Python decides on
+    sizes around a batch normalization, those of the example count, but for the batch's.
+
+    Either way a module that cannot be traced and holds no batch normalization stays whole, as a leaf.
+
+    Arguments:
+        model: any network; symbolic tracing wants nothing but its forward.
+        example_inputs: a tensor, a tuple or list of arguments, or a dict of named ones.
+
+    Raises:
+        BatchNormError: not a module, inputs that the forward does not take, a network that cannot be traced.
+    """
+    call = example_args(model, example_inputs)
+    root = copied(model)
+    oracle = copied(model).eval()
+    if trainable:
+        return _trace_for_training(root, call, oracle)
+    _simplify(root)
+    try:
+        return _checked(_trace_for_eval(root, call), oracle, call)
+    except Exception as error:
+        stopped = error
+    try:
+        return _checked(_trace_by_export(root, call), oracle, call)
+    except Exception as error:
+        raise BatchNormError(
+            f"{type(model).__name__} cannot be traced. Symbolic tracing says: {first_line(stopped)}. "
+            f"torch.export says: {first_line(error)}. "
+            "Rewrite the forward without Python control flow on values, or give the part that can be traced."
+        ) from error
+
+
+def example_args(model: nn.Module, example_inputs: Any) -> Call:
+    """Example inputs, a tensor, a tuple or list of arguments or a dict of named ones, as (args, kwargs) of one call."""
+    _check_model(model)
+    match example_inputs:
+        case dict():
+            args, kwargs = (), example_inputs
+        case tuple() | list():
+            args, kwargs = tuple(example_inputs), {}
+        case _:
+            args, kwargs = (example_inputs,), {}
+    try:
+        inspect.signature(model.forward).bind(*args, **kwargs)
+    except TypeError as error:
+        raise BatchNormError(
+            f"example_inputs do not fit {type(model).__name__}.forward: {error}. "
+            "Give a tensor, a tuple of arguments or a dict of named ones."
+        ) from error
+    return args, kwargs
+
+
+def _check_model(model: nn.Module) -> None:
+    if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
+        raise BatchNormError(f"wanted a torch.nn.Module that runs in Python; got {type(model).__name__}")
+    wrapped = "module" if isinstance(model, DataParallel | DistributedDataParallel) else "_orig_mod"  # torch.compile's
+    if wrapped in model._modules and type(model).__module__.startswith("torch."):
+        raise BatchNormError(f"{type(model).__name__} wraps the network; give the network itself, model.{wrapped}")
+    for name, layer in model.named_modules():
+        if isinstance(layer, torch.jit.ScriptModule) and "BatchNorm" in layer.original_name:
+            raise BatchNormError(
+                f"{name!r} is a batch normalization in TorchScript, which nothing here can see into; "
+                "give the network as it was before torch.jit.script or torch.jit.trace"
+            )
+
+
+def _checked(network: Network, oracle: nn.Module, call: Call, taken: Call | None = None) -> Network:
+    """`network`, if it computes in eval mode what `oracle` does; an error otherwise."""
+    module = network.as_module()
+    with in_eval(module):
+        error = largest_error(run(module, taken or network.inputs), run(oracle, call))
+    if error == float("inf"):
+        raise BatchNormError(
+            "its forward returns another thing in training than in eval. Auxiliary outputs? Make the network without "
+            "them (torchvision: aux_logits=False)"
+        )
+    if not error <= _SAME:
+        raise BatchNormError(
+            f"what was traced differs from the network in eval mode by {error:.1e}: its forward does one thing in "
+            "training and another in eval, or is random"
+        )
+    return network
+
+
+def _trace_for_training(root: nn.Module, call: Call, oracle: nn.Module) -> Network:
+    try:
+        graph, taken, decided = trace_symbolically(root, call, trainable=True)
+        network = _checked(Network(root, graph, taken, trainable=True), oracle, call)
+        if decided:  # by the sizes of the example: not by its batch's
+            _checked(network, oracle, doubled(call), doubled(taken))
+        return network
+    except Exception as error:
+        raise BatchNormError(
+            f"{type(root).__name__} cannot be traced for training: {first_line(error)}. Python control flow on values "
+            "cannot be followed, and `if self.training` around batch normalization is taken as in training; "
+            "give the part that can be traced."
+        ) from error
+
+
+def _trace_for_eval(root: nn.Module, call: Call) -> Network:
+    graph, taken, _ = trace_symbolically(root, call, trainable=False)
+    return Network(root, graph, taken, trainable=False)
+
+
+def _trace_by_export(root: nn.Module, call: Call) -> Network:
+    args, kwargs = call
+    batch = doubled(call)  # a batch of one is taken for a constant
+    dynamic = pytree.tree_map(
+        lambda x: {0: torch.export.Dim.DYNAMIC} if isinstance(x, Tensor) and x.dim() else None, batch
+    )
+    names = list(inspect.signature(root.forward).bind(*args, **kwargs).arguments)
+    program = torch.export.export(root, *batch, dynamic_shapes=_by_name(names, dynamic))
+    module = program.module()
+    for node in reversed(list(module.graph.nodes)):
+        if node.op == "call_module":
+            module.graph.erase_node(node)  # checks of the example's shapes
+    return Network(module, module.graph, call, trainable=False)
+
+
+def _by_name(names: list[str], inputs: Call) -> dict[str, Any]:
+    args, kwargs = inputs
+    return {**dict(zip(names, args, strict=False)), **kwargs}
+
+
+# Simplifying a copy
+
+
+def _simplify(root: nn.Module) -> None:
+    """Bring a copy to eval mode, with every weight plain and none of our own layers in it."""
+    root.eval()
+    for layer in root.modules():
+        _bake_hooks(layer)
+        if parametrize.is_parametrized(layer):
+            _bake_parametrizations(layer)
+        if isinstance(layer, _FusedBatchNorm):
+            layer.__class__ = cast(Any, _Unfused)
+
+
+def _bake_hooks(layer: nn.Module) -> None:
+    """Let weights that hooks compute before every forward be what they are."""
+    for key, hook in list(layer._forward_pre_hooks.items()):
+        if isinstance(hook, WeightNorm | SpectralNorm | BasePruningMethod):
+            hook.remove(layer)
+            del layer._forward_pre_hooks[key]
+
+
+def _bake_parametrizations(layer: nn.Module) -> None:
+    # torch's remove_parametrizations edits the class, which a copy shares with the model that was given
+    baked = {name: getattr(layer, name).detach().clone() for name in layer._modules["parametrizations"]._modules}  # pyright: ignore[reportOptionalMemberAccess]
+    layer.__class__ = parametrize.type_before_parametrizations(layer)
+    del layer._modules["parametrizations"]
+    for name, value in baked.items():
+        layer.register_parameter(name, nn.Parameter(value))
+
+
+class _Unfused(_BatchNorm):
+    """One of our own layers in eval mode, written out in torch's functions."""
+
+    activation: str | None
+    negative_slope: float
+
+    def forward(self, input: Tensor) -> Tensor:
+        by_batch = self.running_mean is None
+        y = F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, by_batch, 0.0, self.eps)
+        match self.activation:
+            case "relu":
+                return F.relu(y)
+            case "leaky_relu":
+                return F.leaky_relu(y, self.negative_slope)
+            case "sigmoid":
+                return torch.sigmoid(y)
+        return y
