@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -171,6 +172,12 @@ def write_junk(_state):
         file.write("junk")
 
 
+def write_script(_state):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch.jit is old, its files are still about
+        torch.jit.script(nn.Linear(2, 2)).save("weights.pt")
+
+
 def write_nothing(_state):
     pass
 
@@ -178,14 +185,18 @@ def write_nothing(_state):
 @pytest.mark.parametrize(
     ("write", "message"),
     [
-        (write_code, r"weights\.pt is refused: it holds more than tensors, and loading it could run code"),
+        (
+            write_code,
+            r"weights\.pt is refused: it is damaged or holds more than tensors, and loading that could",
+        ),
         (write_model, r"weights\.pt is refused"),
         (write_missing, r"weights\.pt does not fit Sequential: it has no '4\.bias'$"),
         (write_more, r"does not fit Sequential: it has '5\.weight', which the network has not$"),
         (write_shape, r"it has '0\.weight' of shape \(4, 3, 7, 7\), the network of \(4, 3, 3, 3\)$"),
         (write_nested, r"holds a dict with the keys epoch, state_dict; wanted tensors by name"),
         (write_list, r"holds <class 'list'>; wanted tensors by name"),
-        (write_junk, r"weights\.pt (is refused|cannot be read)"),
+        (write_junk, r"weights\.pt cannot be read: error: unpack requires"),
+        (write_script, r"weights\.pt cannot be read: .*TorchScript archive"),
         (write_nothing, r"there is no file weights\.pt"),
     ],
 )
@@ -226,6 +237,24 @@ def test_mistakes_are_one_line(run, arguments, message):
     with pytest.raises(SystemExit, match=message) as exited:
         run("fold", *arguments)
     assert "\n" not in str(exited.value.code)
+
+
+def test_onnx_without_its_extra_says_what_to_install(run, monkeypatch):
+    def export(*_args, **_options):
+        raise ModuleNotFoundError("No module named 'onnxscript'", name="onnxscript")
+
+    monkeypatch.setattr(torch.onnx, "export", export)
+    with pytest.raises(SystemExit, match=r"\.onnx files need onnxscript: pip install 'batchnorm\[files\]'"):
+        run("fold", "tiny:with_norm", "--input", "2x3x8x8", "--out", "out.onnx")
+
+
+def test_a_network_that_cannot_be_written_is_one_line(run, monkeypatch):
+    def fail(*_args, **_options):
+        raise RuntimeError("no such operator\nand forty lines of advice")
+
+    monkeypatch.setattr(torch.export, "export", fail)
+    with pytest.raises(SystemExit, match=r"out\.pt2 cannot be written: RuntimeError: no such operator$"):
+        run("fold", "tiny:with_norm", "--input", "2x3x8x8", "--out", "out.pt2")
 
 
 # --- insert and recalibrate ---

@@ -56,6 +56,11 @@ FUSED = {
     "method": (lambda layers, x: layers["norm"](x).relu_(), nn.Identity(), "relu"),
     "leaky layer": (lambda layers, x: layers["act"](layers["norm"](x)), nn.LeakyReLU(0.3), "leaky_relu"),
     "leaky function": (lambda layers, x: F.leaky_relu(layers["norm"](x), 0.3), nn.Identity(), "leaky_relu"),
+    "behind an Identity": (
+        lambda layers, x: F.relu(layers["act"](layers["act"](layers["norm"](x)))),
+        nn.Identity(),
+        "relu",
+    ),
     "sigmoid": (lambda layers, x: torch.sigmoid(layers["norm"](x)), nn.Identity(), "sigmoid"),
 }
 
@@ -160,6 +165,14 @@ def test_what_is_frozen_stays_frozen(half):
     bn.unfreeze(result.model)
     assert result.model.get_parameter("1.weight").requires_grad
     assert result.model.get_submodule("1").training
+
+
+def test_a_hook_on_the_identity_between_keeps_the_two_apart():
+    model, x = nn.Sequential(nn.BatchNorm2d(3), nn.Identity(), nn.ReLU()), torch.randn(IMAGE)
+    model[1].register_forward_hook(lambda _, __, output: -output)
+    result = bn.fuse(model, x)
+    assert result.rows[0].reason == "Identity follows it"
+    close(result.model(x), model(x))
 
 
 NETWORKS = ["maxvit_t", "timm/mobilevit_xxs", "timm/efficientvit_m0"]

@@ -181,6 +181,14 @@ def test_what_the_example_cannot_decide_is_refused(condition, reason):
         trace(Sized(condition), torch.randn(IMAGE), trainable=True)
 
 
+@pytest.mark.parametrize("trainable", [False, True])
+def test_inputs_that_the_network_does_not_run_on_are_refused(trainable):
+    with pytest.raises(
+        bn.BatchNormError, match=r"^Sequential does not run on the example_inputs: mat1 and mat2 .*3x5 and 4x4\)$"
+    ):
+        trace(nn.Sequential(nn.Linear(4, 4)), torch.randn(3, 5), trainable=trainable)
+
+
 def test_auxiliary_outputs_in_training_are_named():
     class Auxiliary(nn.Module):
         def __init__(self):

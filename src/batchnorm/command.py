@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .errors import BatchNormError
+from .errors import BatchNormError, first_line
 from .files import check_out, make, make_model, save_network, save_state
 from .fold import fold
 from .insert import Removable, insert
@@ -81,7 +81,7 @@ def example_for(model: nn.Module, shape: str) -> Tensor:
     try:
         model(example)
     except Exception as error:
-        raise BatchNormError(f"--input {shape} does not fit: {error}") from error
+        raise BatchNormError(f"--input {shape} does not fit: {first_line(error)}") from error
     return example
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .errors import BatchNormError
+from .errors import BatchNormError, first_line
 
 
 def make(target: str) -> Any:
@@ -31,7 +31,7 @@ def make(target: str) -> Any:
     try:
         return attrgetter(factory)(importlib.import_module(module))()
     except Exception as error:
-        raise BatchNormError(f"cannot make {target}: {type(error).__name__}: {error}") from error
+        raise BatchNormError(f"cannot make {target}: {type(error).__name__}: {first_line(error)}") from error
 
 
 def make_model(target: str, weights: Path | None) -> nn.Module:
@@ -84,11 +84,11 @@ def _read(file: Path) -> Any:
         return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise BatchNormError(
-            f"{file} is refused: it holds more than tensors, and loading it could run code. "
+            f"{file} is refused: it is damaged or holds more than tensors, and loading that could run code. "
             "Where you trust its source, load it there and write model.state_dict() into a .safetensors file."
         ) from error
     except Exception as error:
-        raise BatchNormError(f"{file} cannot be read: {type(error).__name__}: {error}") from error
+        raise BatchNormError(f"{file} cannot be read: {type(error).__name__}: {first_line(error)}") from error
 
 
 def check_out(file: Path, kinds: tuple[str, ...]) -> None:
@@ -113,10 +113,16 @@ def save_network(model: nn.Module, example: Tensor, file: Path) -> None:
     # A batch of one would be taken for a constant.
     batch = (torch.cat([example, example]) if len(example) == 1 else example,)
     any_size = ({0: torch.export.Dim.DYNAMIC},)
-    if file.suffix == ".pt2":
-        torch.export.save(torch.export.export(model, batch, dynamic_shapes=any_size), file)
-    else:
-        torch.onnx.export(model, batch, file, dynamo=True, dynamic_shapes=any_size, verbose=False, external_data=False)
+    try:
+        if file.suffix == ".pt2":
+            torch.export.save(torch.export.export(model, batch, dynamic_shapes=any_size), file)
+        else:
+            options = {"dynamo": True, "dynamic_shapes": any_size, "external_data": False, "verbose": False}
+            torch.onnx.export(model, batch, file, **options)
+    except ModuleNotFoundError as error:
+        raise BatchNormError(f"{file.suffix} files need {error.name}: pip install 'batchnorm[files]'") from error
+    except Exception as error:
+        raise BatchNormError(f"{file} cannot be written: {type(error).__name__}: {first_line(error)}") from error
 
 
 def _safetensors() -> Any:

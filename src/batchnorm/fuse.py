@@ -104,22 +104,26 @@ def _fuse_layer(network: Network, layer: nn.Module, calls: list[fx.Node]) -> Act
         activation, slope = _activation_inside(network, layer, calls[0])
         _swap(network, layer, _fused(layer, activation, slope))
         return activation
-    followers = [_follower(call) for call in calls]
+    followers = [_follower(network, call) for call in calls]
     kinds = {_activation(network, follower) for follower in followers}
     if len(kinds) != 1:
         raise BatchNormError("its calls are followed by different activations")
     activation, slope = kinds.pop()
     _swap(network, layer, _fused(layer, activation, slope))
-    for call, follower in zip(calls, followers, strict=True):
-        network.remove(follower, call)
+    for follower in followers:
+        source = network.input(follower)
+        assert source is not None
+        network.remove(follower, source)
     return activation
 
 
-def _follower(call: fx.Node) -> fx.Node:
+def _follower(network: Network, call: fx.Node) -> fx.Node:
+    """What alone takes the output, behind any Identity (where timm's networks have room for Dropout)."""
     users = list(call.users)
     if len(users) != 1:
         raise BatchNormError("its output is used more than once")
-    return users[0]
+    idle = network.op(users[0]) == "identity" and network.is_stock(users[0])
+    return _follower(network, users[0]) if idle else users[0]
 
 
 def _activation(network: Network, node: fx.Node) -> tuple[Activation, float]:

@@ -45,20 +45,20 @@ def trace(model: nn.Module, example_inputs: Any, *, trainable: bool = False) -> 
         example_inputs: a tensor, a tuple or list of arguments, or a dict of named ones.
 
     Raises:
-        BatchNormError: not a module, inputs that the forward does not take, a network that cannot be traced.
+        BatchNormError: not a module, inputs that the network does not take, a network that cannot be traced.
     """
     call = example_args(model, example_inputs)
     root = copied(model)
-    oracle = copied(model).eval()
+    oracle = _Oracle(model, call)
     if trainable:
         return _trace_for_training(root, call, oracle)
     _simplify(root)
     try:
-        return _checked(_trace_for_eval(root, call), oracle, call)
+        return oracle.check(_trace_for_eval(root, call))
     except Exception as error:
         stopped = error
     try:
-        return _checked(_trace_by_export(root, call), oracle, call)
+        return oracle.check(_trace_by_export(root, call))
     except Exception as error:
         raise BatchNormError(
             f"{type(model).__name__} cannot be traced. Symbolic tracing says: {first_line(stopped)}. "
@@ -101,31 +101,43 @@ def _check_model(model: nn.Module) -> None:
             )
 
 
-def _checked(network: Network, oracle: nn.Module, call: Call, taken: Call | None = None) -> Network:
-    """`network`, if it computes in eval mode what `oracle` does; an error otherwise."""
-    module = network.as_module()
-    with in_eval(module):
-        error = largest_error(run(module, taken or network.inputs), run(oracle, call))
-    if error == float("inf"):
-        raise BatchNormError(
-            "its forward returns another thing in training than in eval. Auxiliary outputs? Make the network without "
-            "them (torchvision: aux_logits=False)"
-        )
-    if not error <= _SAME:
-        raise BatchNormError(
-            f"what was traced differs from the network in eval mode by {error:.1e}: its forward does one thing in "
-            "training and another in eval, or is random"
-        )
-    return network
+class _Oracle:
+    """The model as it was given, in eval mode."""
+
+    def __init__(self, model: nn.Module, call: Call) -> None:
+        self.model = copied(model).eval()
+        self.call = call
+        try:
+            self.output = run(self.model, call)
+        except Exception as error:
+            raise BatchNormError(
+                f"{type(model).__name__} does not run on the example_inputs: {first_line(error)}"
+            ) from error
+
+    def check(self, network: Network, *, twice: bool = False) -> Network:
+        """`network`, if in eval mode it computes what the model does, of `twice` the batch if wanted; else an error."""
+        wanted = run(self.model, doubled(self.call)) if twice else self.output
+        module = network.as_module()
+        with in_eval(module):
+            error = largest_error(run(module, doubled(network.inputs) if twice else network.inputs), wanted)
+        if error == float("inf"):
+            raise BatchNormError(
+                "its forward returns another thing in training than in eval. Auxiliary outputs? Make the network "
+                "without them (torchvision: aux_logits=False)"
+            )
+        if not error <= _SAME:
+            raise BatchNormError(
+                f"what was traced differs from the network in eval mode by {error:.1e}: its forward does one thing "
+                "in training and another in eval, or is random"
+            )
+        return network
 
 
-def _trace_for_training(root: nn.Module, call: Call, oracle: nn.Module) -> Network:
+def _trace_for_training(root: nn.Module, call: Call, oracle: _Oracle) -> Network:
     try:
         graph, taken, decided = trace_symbolically(root, call, trainable=True)
-        network = _checked(Network(root, graph, taken, trainable=True), oracle, call)
-        if decided:  # by the sizes of the example: not by its batch's
-            _checked(network, oracle, doubled(call), doubled(taken))
-        return network
+        network = oracle.check(Network(root, graph, taken, trainable=True))
+        return oracle.check(network, twice=True) if decided else network  # by the example's sizes, not by its batch's
     except Exception as error:
         raise BatchNormError(
             f"{type(root).__name__} cannot be traced for training: {first_line(error)}. Python control flow on values "
