@@ -1,10 +1,11 @@
-"""Population statistics by `bn.recalibrate` and by torch's `swa_utils.update_bn`, against the truth in float64.
+"""Population statistics by `bn.recalibrate` and by its relatives, against the truth in float64.
 
     python benchmarks/bench_recalibrate.py [records/algorithm2/recalibrate.json]
 
-The layer's input is the data itself, so that numpy knows its population mean and variance. Error is the larger of
-|mean - truth| in standard deviations and |var - truth| / truth, over all channels. Time is of one pass of ResNet-18
-over 4 batches of 16x3x64x64, in turns, after one warm-up.
+The relatives: torch's `swa_utils.update_bn`, fvcore's `update_bn_stats` (where it is installed), and, of two processes,
+timm's `distribute_bn` after an `update_bn` in each. The layer's input is the data itself, so that numpy knows its
+population mean and variance. Error is the larger of |mean - truth| in standard deviations and |var - truth| / truth,
+over all channels. Time is of one pass of ResNet-18 over 4 batches of 16x3x64x64, in turns, after one warm-up.
 """
 
 from __future__ import annotations
@@ -15,17 +16,22 @@ import math
 import platform
 import statistics
 import sys
+import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from operator import length_hint
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import timm.utils
 import torch
+import torch.distributed as dist
 import torchvision
 from torch import Tensor, nn
+from torch.multiprocessing.spawn import spawn
 from torch.optim.swa_utils import update_bn
 
 import batchnorm as bn
@@ -35,6 +41,20 @@ Case = tuple[nn.Module, list[Tensor], list[Tensor]]
 METHODS: dict[str, Callable[[nn.Module, Any], object]] = {
     "torch update_bn": lambda model, batches: update_bn(batches, model),
     "bn.recalibrate": lambda model, batches: bn.recalibrate(model, batches),
+}
+with suppress(ModuleNotFoundError), warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # it scripts a function on import
+    from fvcore.nn.precise_bn import update_bn_stats  # pyright: ignore[reportMissingImports]
+
+    METHODS["fvcore"] = lambda model, batches: update_bn_stats(model, batches, num_iters=length_hint(batches, 1))
+SPLITS = {  # batches of process 0, how far away the others are
+    "alike": (5, 0.0),
+    "a standard deviation apart": (5, 3.0),
+    "the same, of 8 batches and of 2": (8, 3.0),
+}
+PROCESSES: dict[str, Callable[[nn.Module, Any], object]] = {
+    "update_bn, timm": lambda model, batches: (update_bn(batches, model), timm.utils.distribute_bn(model, 2, True)),
+    "bn.recalibrate": METHODS["bn.recalibrate"],
 }
 
 
@@ -69,10 +89,16 @@ def one_inf() -> Case:
     return nn.Sequential(nn.BatchNorm1d(8)), [*clean[:5], spoilt, *clean[5:]], clean
 
 
+def far_from_zero() -> Case:
+    batches = list(normal(640, mean=300.0, std=0.05).split(64))
+    return nn.Sequential(nn.BatchNorm1d(8)), batches, batches
+
+
 CASES = {
     "ten equal batches": even,
     "an uneven last batch of 4": uneven,
     "batches sorted by class": sorted_by_class,
+    "mean 300, standard deviation 0.05": far_from_zero,
     "Dropout(0.5) before the layer": dropout,
     "one inf in one batch": one_inf,
 }
@@ -99,6 +125,34 @@ def errors() -> dict[str, dict[str, float]]:
             twin = copy.deepcopy(model).train()
             run(twin, batches)
             found[name][method] = error(twin, counted)
+    return found
+
+
+def errors_of_two() -> dict[str, dict[str, float]]:
+    """The errors after two processes have merged what each saw."""
+    with tempfile.TemporaryDirectory() as folder:
+        spawn(process, (folder,), nprocs=2)
+        return json.loads((Path(folder) / "errors").read_text())
+
+
+def process(rank: int, folder: str) -> None:
+    dist.init_process_group("gloo", f"file://{folder}/start", rank=rank, world_size=2)
+    found = {name: errors_of_split(rank, *split) for name, split in SPLITS.items()}
+    if rank == 0:
+        (Path(folder) / "errors").write_text(json.dumps(found))
+    dist.destroy_process_group()
+
+
+def errors_of_split(rank: int, first: int, shift: float) -> dict[str, float]:
+    """Process 0 has the `first` of ten batches, process 1 the rest, `shift` away."""
+    torch.manual_seed(0)
+    model, batches, _ = even()
+    batches = [*batches[:first], *(batch + shift for batch in batches[first:])]
+    found = {}
+    for method, run in PROCESSES.items():
+        twin = copy.deepcopy(model).train()
+        run(twin, batches[first:] if rank else batches[:first])
+        found[method] = error(twin, batches)
     return found
 
 
@@ -146,20 +200,35 @@ def seconds() -> dict[str, list[float]]:
     return taken
 
 
+def show(result: dict[str, Any]) -> None:
+    medians = {method: statistics.median(taken) for method, taken in result["seconds"].items()}
+    print_rows("error of mean or variance", METHODS, result["errors"], "{:.1e}")
+    print_rows("error of two processes", PROCESSES, result["errors_of_two"], "{:.1e}")
+    print_rows("old statistics", METHODS, result["held"], "{}")
+    print_rows("seconds, median", METHODS, {"ResNet-18, 64 images": medians}, "{:.3f}")
+
+
+def print_rows(title: str, columns: Iterable[str], rows: dict[str, dict[str, Any]], form: str) -> None:
+    print(f"{title:<38}" + "".join(f"{method:>18}" for method in columns))
+    for name, row in rows.items():
+        print(f"{name:<38}" + "".join(f"{form.format(row[method]):>18}" for method in columns))
+
+
+def cpu() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
 def main() -> None:
     torch.set_num_threads(THREADS)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # the batch with an inf is left out, and says so
         result: dict[str, Any] = {"errors": errors(), "held": held(), "seconds": seconds()}
-    result["machine"] = {"cpu": platform.processor() or platform.machine(), "threads": THREADS}
-    result["versions"] = {"python": platform.python_version(), "torch": torch.__version__, "batchnorm": bn.__version__}
-    print(f"{'error of mean or variance':<36}" + "".join(f"{method:>18}" for method in METHODS))
-    for name, row in result["errors"].items():
-        print(f"{name:<36}" + "".join(f"{row[method]:>18.1e}" for method in METHODS))
-    for name, row in result["held"].items():
-        print(f"{name:<36}" + "".join(f"{'yes' if row[method] else 'no':>18}" for method in METHODS))
-    medians = {method: statistics.median(result["seconds"][method]) for method in METHODS}
-    print(f"{'ResNet-18, 64 images, seconds':<36}" + "".join(f"{medians[method]:>18.2f}" for method in METHODS))
+    result["errors_of_two"] = errors_of_two()
+    result["machine"] = {"cpu": cpu(), "threads": THREADS}
+    versions = {module.__name__: module.__version__ for module in (torch, timm, bn)}
+    result["versions"] = {"python": platform.python_version(), **versions}
+    show(result)
     if len(sys.argv) > 1:
         path = Path(sys.argv[1])
         path.parent.mkdir(parents=True, exist_ok=True)
