@@ -14,10 +14,11 @@ using namespace batchnorm;
 constexpr int64_t kSerial = 32768;        // values below which waking the pool costs more than it saves
 constexpr int64_t kGroupBytes = 1 << 19;  // of the inputs of a group of maps: half of a common second-level cache
 constexpr int64_t kMaxGroup = 64;         // maps
-constexpr int64_t kAhead = 1024;          // values from a sum to what is fetched for it
+constexpr int64_t kRun = 256;             // values that share registers of sums; four times as many at most
 constexpr int64_t kChunkValues = 1 << 16;  // of a chunk of rows
 constexpr int64_t kMaxChunks = 64;
-constexpr int kRows = 8;  // read together, so that a column's sums stay in registers for as long
+constexpr int kRows = 8;     // summed together, so that a column's sums stay in registers for as long
+constexpr int kMapRows = 4;  // written together
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t values(const Problem& p) { return p.n * p.c * p.s; }
@@ -45,7 +46,7 @@ Affine affine(const Problem& p, int64_t c, double mean, double rstd) {
 template <Activation A, int N>
 inline Vec<float, N> activate(Vec<float, N> y, float slope) {
     const Vec<float, N> zero{};
-    if constexpr (A == Activation::relu) return y < zero ? zero : y;
+    if constexpr (A == Activation::relu) return positive_part<N>(y);
     if constexpr (A == Activation::leaky_relu) return y < zero ? y * slope : y;
     return y;
 }
@@ -69,25 +70,25 @@ inline Vec<float, N> normalized(const T* x, const Coefficients<N>& k, float slop
     return activate<A, N>(madd<N>(load<N>(x) - k.mean, k.a, k.b), slope);
 }
 
-// Two sums belong to each channel: of u and of u * v.
-template <int N>
+// Two sums belong to each channel: of u and of u * v. Short runs are summed in float, the runs in double. Where that is
+// not enough (see `good`) everything is summed again in double: E is float or double.
+template <class E, int N>
 struct Term {
-    Vec<double, N> u, v;
+    Vec<E, N> u, v;
 };
 
-// Forward: deviations from a value of the channel itself, `shift`. Its distance from the mean is at most sqrt(m)
-// standard deviations, so in double the variance loses nothing that float32 could hold.
-template <int N, class T>
-inline Term<N> deviation(const T* x, Vec<double, N> shift) {
-    const Vec<double, N> d = widen<N>(load<N>(x)) - shift;
+// Forward: deviations from a value of the channel's own, `shift`, so that little cancels in the variance.
+template <class E, int N, class T>
+inline Term<E, N> deviation(const T* x, Vec<E, N> shift) {
+    const Vec<E, N> d = as<E, N>(load<N>(x)) - shift;
     return {d, d};
 }
 
 // Backward: dy, and dy * (x - mean).
-template <Activation A, int N, class T>
-inline Term<N> gradient(const T* x, const T* dz, const Coefficients<N>& k, float slope) {
+template <class E, Activation A, int N, class T>
+inline Term<E, N> gradient(const T* x, const T* dz, const Coefficients<N>& k, float slope) {
     const Vec<float, N> d = load<N>(x) - k.mean;
-    return {widen<N>(gate<A, N>(load<N>(dz), madd<N>(d, k.a, k.b), slope)), widen<N>(d)};
+    return {as<E, N>(gate<A, N>(load<N>(dz), madd<N>(d, k.a, k.b), slope)), as<E, N>(d)};
 }
 
 // dx = a * (dy - mean(dy) - x_hat * mean(dy * x_hat)) = a * dy + c1 * (x - mean) + c0.
@@ -99,11 +100,28 @@ inline Vec<float, N> input_gradient(const T* x, const T* dz, const Coefficients<
     return madd<N>(k.a, dy, madd<N>(c1, d, c0));
 }
 
+// A value of the channel near most others: the median of three from inside the maps of three images.
 template <class T>
-double first_value(const Problem& p, const T* x) {
-    const float value = values(p) ? load<1>(x)[0] : 0.0f;
-    return std::isfinite(value) ? value : 0.0;  // an infinite shift would turn an infinite mean into NaN
+float typical_value(const Problem& p, const T* x, int64_t c) {
+    if (!values(p)) return 0;
+    const auto at = [&](int64_t n, int64_t s) {
+        return load<1>(x + (p.channels_last ? (n * p.s + s) * p.c + c : (n * p.c + c) * p.s + s))[0];
+    };
+    const float first = at(0, p.s / 2), second = at(p.n / 2, p.s / 3), third = at(p.n - 1, p.s - 1 - p.s / 3);
+    const float low = first < second ? first : second, high = first < second ? second : first;
+    const float median = third < low ? low : third > high ? high : third;
+    return std::isfinite(median) ? median : 0.0f;  // an infinite shift would turn an infinite mean into NaN
 }
+
+// Whether float held the sums: nothing overflowed or vanished, and the shift was within four standard deviations of the
+// mean, so that the variance lost less than five bits of it.
+bool good(const Forward& f, double first, double second) {
+    if (!std::isfinite(first)) return true;  // nor would double be finite
+    const double count = static_cast<double>(f.n * f.s), mean = first / count, var = second / count - mean * mean;
+    return std::isfinite(second) && mean * mean <= 16 * var + 1e-30 && (var > 1e-30 || f.eps > 1e-24);
+}
+
+bool good(const Backward&, double first, double second) { return std::isfinite(second) || !std::isfinite(first); }
 
 // The channel's statistics from its two sums, written to their places.
 Affine finish(const Forward& f, int64_t c, double shift, double first, double second) {
@@ -137,16 +155,18 @@ Slopes finish(const Backward& b, int64_t c, const Affine& k, double first, doubl
 
 // ---- (N, C, S): a map's S values side by side. One group of maps at a time, all of its passes while it is in cache ----
 
+// Of one channel, lane by lane.
 struct Sums {
-    Vec<double, kDoubles> first{}, second{};
+    double first[kFloats] = {}, second[kFloats] = {};
 
-    void add(const Term<kDoubles>& t) {
-        first += t.u;
-        second = madd<kDoubles>(t.u, t.v, second);
+    template <class E, int N>
+    void add(const Vec<E, N>& u, const Vec<E, N>& uv) {
+        accumulate<N>(first, u);
+        accumulate<N>(second, uv);
     }
-    static double total(const Vec<double, kDoubles>& v) {
+    static double total(const double* lanes) {
         double sum = 0;
-        for (int i = 0; i < kDoubles; ++i) sum += v[i];
+        for (int i = 0; i < kFloats; ++i) sum += lanes[i];
         return sum;
     }
 };
@@ -158,38 +178,69 @@ inline void fetch(const T* p) {
     for (int i = 0; i < N; i += line) __builtin_prefetch(p + i, 0, 2);
 }
 
-// Adds the terms of a run of x and, in the backward, dz. Behind its end the next run is fetched: maps are short, and the
-// hardware's prefetcher starts anew with each.
-template <class T, class TermAt>
-inline void sum_run(const T* x, const T* dz, int64_t n, Sums& sums, const TermAt& term) {
-    constexpr int N = kDoubles, chains = 4;  // enough to hide the latency of an addition
-    Sums chain[chains];
+// A few registers of sums, in which short runs come together.
+template <class E, int N>
+struct Partial {
+    static constexpr int chains = 4;  // enough to hide the latency of an addition
+    Vec<E, N> first[chains]{}, second[chains]{};
+
+    void add(int k, const Term<E, N>& t) {
+        first[k] += t.u;
+        second[k] = madd<N>(t.u, t.v, second[k]);
+    }
+    void flush(Sums& sums) const {
+        sums.add<E, N>((first[0] + first[1]) + (first[2] + first[3]), (second[0] + second[1]) + (second[2] + second[3]));
+    }
+};
+
+// Adds the terms of a run of n values; term(Width, i) gives them, next(i) fetches what will be needed later.
+template <class E, int N, class TermAt, class Next>
+inline void sum_run(int64_t n, Partial<E, N>& sums, const TermAt& term, const Next& next) {
+    constexpr int chains = Partial<E, N>::chains;
     int64_t i = 0;
     for (; i + chains * N <= n; i += chains * N) {
-        fetch<chains * N>(x + i + kAhead);
-        if (dz) fetch<chains * N>(dz + i + kAhead);
-        for (int k = 0; k < chains; ++k) chain[k].add(term(Width<N>{}, i + k * N));
+#pragma GCC unroll 4
+        for (int k = 0; k < chains; ++k) {
+            next(i + k * N);
+            sums.add(k, term(Width<N>{}, i + k * N));
+        }
     }
-    for (; i + N <= n; i += N) chain[0].add(term(Width<N>{}, i));
-    double first = 0, second = 0;
-    for (; i < n; ++i) {
-        const Term<1> t = term(Width<1>{}, i);
-        first += t.u[0];
-        second += t.u[0] * t.v[0];
+    for (; i + N <= n; i += N) {
+        next(i);
+        sums.add(0, term(Width<N>{}, i));
     }
-    sums.first += (chain[0].first + chain[1].first) + (chain[2].first + chain[3].first) + Vec<double, N>{first};
-    sums.second += (chain[0].second + chain[1].second) + (chain[2].second + chain[3].second) + Vec<double, N>{second};
+    if (i == n) return;
+    next(i);
+    if (n >= N) {  // the last N values again, of which those already summed count as zero
+        Term<E, N> t = term(Width<N>{}, n - N);
+        t.u = last_lanes<E, N>(t.u, n - i);
+        return sums.add(1, t);
+    }
+    Term<E, N> t{};
+    for (int lane = 0; i < n; ++i, ++lane) {
+        const Term<E, 1> one = term(Width<1>{}, i);
+        t.u[lane] = one.u[0];
+        t.v[lane] = one.v[0];
+    }
+    sums.add(1, t);
 }
 
+// In whole vectors, of which the last may overlap the one before it.
 template <bool PastCache, class T, class ValueAt>
 inline void map_run(T* out, int64_t n, const ValueAt& value) {
     constexpr int N = kFloats;
+    if (n < N) {
+        for (int64_t i = 0; i < n; ++i) store<false, 1>(out + i, value(Width<1>{}, i));
+        return;
+    }
     int64_t i = 0;
-    if constexpr (PastCache)
-        for (; i < n && reinterpret_cast<uintptr_t>(out + i) % (N * sizeof(T)); ++i)
-            store<false, 1>(out + i, value(Width<1>{}, i));
+    if constexpr (PastCache) {
+        const int64_t head = -static_cast<int64_t>(reinterpret_cast<uintptr_t>(out) / sizeof(T)) & (N - 1);
+        if (head) store<false, N>(out, value(Width<N>{}, 0));
+        i = head;
+    }
     for (; i + N <= n; i += N) store<PastCache, N>(out + i, value(Width<N>{}, i));
-    for (; i < n; ++i) store<false, 1>(out + i, value(Width<1>{}, i));
+    if (i < n) store<false, N>(out + n - N, value(Width<N>{}, n - N));
 }
 
 template <int N>
@@ -205,12 +256,30 @@ void each_group(const Problem& p, int64_t bytes, const Body& body) {
     const int64_t fit = map_bytes * kMaxGroup < kGroupBytes ? kMaxGroup : kGroupBytes / map_bytes;
     int64_t groups = ceil_div(ceil_div(p.c, fit < 1 ? 1 : fit), count) * count;  // as much for each thread
     groups = groups < p.c ? groups : p.c;
-    int64_t next = 0;
-    parallel(count, [&](int, int) {
-        for (int64_t g; (g = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED)) < groups;)
+    parallel(count, [&](int thread, int of) {
+        for (int64_t g = groups * thread / of; g < groups * (thread + 1) / of; ++g)
             body(g * p.c / groups, (g + 1) * p.c / groups);
         end_of_stream();
     });
+}
+
+// The sums of the maps [c0, c1), image by image as the memory lies; short maps of a few images share their registers.
+template <class E, int N, class TermAt, class Next>
+void sum_maps(const Problem& p, int64_t c0, int64_t c1, Sums* sums, const TermAt& term, const Next& next) {
+    const int64_t images = p.s < kRun ? kRun / p.s : 1;
+    for (int64_t n = 0; n < p.n; n += images)
+        for (int64_t c = c0; c < c1; ++c)
+            for (int64_t i = 0; i < p.s; i += 4 * kRun) {
+                Partial<E, N> partial;
+                for (int64_t m = n; m < n + images && m < p.n; ++m) {
+                    const int64_t at = (m * p.c + c) * p.s + i;
+                    const int64_t later = at + (m + images < p.n ? images * p.c * p.s : 0);
+                    sum_run<E, N>(
+                        p.s - i < 4 * kRun ? p.s - i : 4 * kRun, partial, [&](auto w, int64_t j) { return term(w, c, at + j); },
+                        [&](int64_t j) { next(later + j); });
+                }
+                partial.flush(sums[c - c0]);
+            }
 }
 
 template <class T, Activation A, bool PastCache>
@@ -218,19 +287,26 @@ void forward_maps(const Forward& f) {
     const T* x = static_cast<const T*>(f.x);
     T* z = static_cast<T*>(f.z);
     each_group(f, sizeof(T), [&](int64_t c0, int64_t c1) {
-        Sums sums[kMaxGroup];
-        for (int64_t n = 0; n < f.n; ++n)
-            for (int64_t c = c0; c < c1; ++c) {
-                const T* run = x + (n * f.c + c) * f.s;
-                const double shift = first_value(f, x + c * f.s);
-                sum_run(run, static_cast<const T*>(nullptr), f.s, sums[c - c0], [&](auto w, int64_t i) {
-                    return deviation<w.n>(run + i, Vec<double, w.n>{} + shift);
-                });
-            }
+        float shift[kMaxGroup];
         Affine k[kMaxGroup];
+        const auto sum = [&](auto e, int64_t from, int64_t to, Sums* sums) {
+            using E = decltype(e);
+            constexpr int N = kFloats * sizeof(float) / sizeof(E);
+            sum_maps<E, N>(
+                f, from, to, sums,
+                [&](auto w, int64_t c, int64_t at) { return deviation<E, w.n>(x + at, Vec<E, w.n>{} + E(shift[c - c0])); },
+                [&](int64_t at) { fetch<N>(x + at); });
+        };
+        Sums sums[kMaxGroup];
+        for (int64_t c = c0; c < c1; ++c) shift[c - c0] = typical_value(f, x, c);
+        sum(float{}, c0, c1, sums);
         for (int64_t c = c0; c < c1; ++c) {
-            const Sums& s = sums[c - c0];
-            k[c - c0] = finish(f, c, first_value(f, x + c * f.s), Sums::total(s.first), Sums::total(s.second));
+            Sums& s = sums[c - c0];
+            if (!good(f, Sums::total(s.first), Sums::total(s.second))) {
+                s = Sums{};
+                sum(double{}, c, c + 1, &s);
+            }
+            k[c - c0] = finish(f, c, shift[c - c0], Sums::total(s.first), Sums::total(s.second));
         }
         for (int64_t n = f.n - 1; n >= 0; --n)  // what was read last is still nearest
             for (int64_t c = c0; c < c1; ++c) {
@@ -250,17 +326,28 @@ void backward_maps(const Backward& b) {
     each_group(b, 2 * sizeof(T), [&](int64_t c0, int64_t c1) {
         Sums sums[kMaxGroup];
         Affine k[kMaxGroup];
-        for (int64_t c = c0; c < c1; ++c) k[c - c0] = affine(b, c, b.mean[c], b.rstd[c]);
-        for (int64_t n = 0; n < b.n; ++n)
-            for (int64_t c = c0; c < c1; ++c) {
-                const int64_t at = (n * b.c + c) * b.s;
-                sum_run(x + at, dz + at, b.s, sums[c - c0], [&](auto w, int64_t i) {
-                    return gradient<A, w.n>(x + at + i, dz + at + i, spread<w.n>(k[c - c0]), b.slope);
-                });
-            }
         Slopes slopes[kMaxGroup];
+        const auto sum = [&](auto e, int64_t from, int64_t to, Sums* into) {
+            using E = decltype(e);
+            constexpr int N = kFloats * sizeof(float) / sizeof(E);
+            sum_maps<E, N>(
+                b, from, to, into,
+                [&](auto w, int64_t c, int64_t at) {
+                    return gradient<E, A, w.n>(x + at, dz + at, spread<w.n>(k[c - c0]), b.slope);
+                },
+                [&](int64_t at) {
+                    fetch<N>(x + at);
+                    fetch<N>(dz + at);
+                });
+        };
+        for (int64_t c = c0; c < c1; ++c) k[c - c0] = affine(b, c, b.mean[c], b.rstd[c]);
+        sum(float{}, c0, c1, sums);
         for (int64_t c = c0; c < c1; ++c) {
-            const Sums& s = sums[c - c0];
+            Sums& s = sums[c - c0];
+            if (!good(b, Sums::total(s.first), Sums::total(s.second))) {
+                s = Sums{};
+                sum(double{}, c, c + 1, &s);
+            }
             slopes[c - c0] = finish(b, c, k[c - c0], Sums::total(s.first), Sums::total(s.second));
         }
         if (!dx) return;
@@ -366,57 +453,55 @@ struct Scratch {
     }
 };
 
-template <int N>
-inline Vec<double, N> load_sums(const double* p) {
-    Vec<double, N> v;
-    __builtin_memcpy(&v, p, sizeof v);
-    return v;
-}
-
 // Adds the terms of K rows of `n` columns; column(Width, c) gives the term at an offset. Down the columns the memory
 // is read in jumps, which no prefetcher follows; so each step fetches its share of the next K rows, in their order.
-template <int K, class T, class Column>
+template <class E, int K, class T, class Column>
 inline void sum_rows(double* first, double* second, int64_t row, int64_t width, int64_t n, const T* x, const T* dz,
                      const Column& column) {
     const int64_t next = (row + K) * width;
-    sweep<kDoubles>(n, [&](auto w, int64_t c) {
-        auto u = load_sums<w.n>(first + c), v = load_sums<w.n>(second + c);
+    sweep<kFloats * sizeof(float) / sizeof(E)>(n, [&](auto w, int64_t c) {
+        Vec<E, w.n> u{}, uv{};
         const auto term = column(w, c);
         fetch<K * w.n>(x + next + c * K);
         if (dz) fetch<K * w.n>(dz + next + c * K);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
         for (int k = 0; k < K; ++k) {
             const auto t = term((row + k) * width + c);
             u += t.u;
-            v = madd<w.n>(t.u, t.v, v);
+            uv = madd<w.n>(t.u, t.v, uv);
         }
-        write(first + c, u);
-        write(second + c, v);
+        accumulate<w.n>(first + c, u);
+        accumulate<w.n>(second + c, uv);
     });
 }
 
 // The sums of a chunk of rows, over x and, in the backward, dz.
-template <int K, class T, class Column>
+template <class E, int K, class T, class Column>
 void sum_chunk(const Rows& r, Scratch& s, int64_t chunk, int64_t row, int64_t end, int64_t rest, const T* x,
                const T* dz, const Column& column) {
     double *first = s.first + chunk * r.width, *second = s.second + chunk * r.width;
     std::memset(first, 0, r.width * sizeof(double));
     std::memset(second, 0, r.width * sizeof(double));
-    for (; row + K <= end; row += K) sum_rows<K>(first, second, row, r.width, r.width, x, dz, column);
-    for (; row < end; ++row) sum_rows<1>(first, second, row, r.width, r.width, x, dz, column);
-    if (rest) sum_rows<1>(first, second, end, r.width, rest, x, dz, column);
+    for (; row + K <= end; row += K) sum_rows<E, K>(first, second, row, r.width, r.width, x, dz, column);
+    for (; row < end; ++row) sum_rows<E, 1>(first, second, row, r.width, r.width, x, dz, column);
+    if (rest) sum_rows<E, 1>(first, second, end, r.width, rest, x, dz, column);
 }
 
-// Row by row, as the memory lies: column(Width, c) gives the value at an offset.
+// A few rows at once, so that a column's coefficients are loaded for all of them: column(Width, c) gives the value at
+// an offset.
 template <bool PastCache, class T, class Column>
 void map_chunk(const Rows& r, T* out, int64_t row, int64_t end, int64_t rest, const Column& column) {
-    const auto map_row = [&](auto past_cache, int64_t begin, int64_t n) {
+    const auto map_rows = [&](auto past_cache, auto rows, int64_t begin, int64_t n) {
         sweep<kFloats>(n, [&](auto w, int64_t c) {
-            store<past_cache.n, w.n>(out + begin + c, column(w, c)(begin + c));
+            const auto value = column(w, c);
+#pragma GCC unroll 4
+            for (int k = 0; k < rows.n; ++k)
+                store<past_cache.n, w.n>(out + begin + k * r.width + c, value(begin + k * r.width + c));
         });
     };
-    for (; row < end; ++row) map_row(Width<PastCache>{}, row * r.width, r.width);
-    if (rest) map_row(Width<false>{}, end * r.width, rest);
+    for (; row + kMapRows <= end; row += kMapRows) map_rows(Width<PastCache>{}, Width<kMapRows>{}, row * r.width, r.width);
+    for (; row < end; ++row) map_rows(Width<PastCache>{}, Width<1>{}, row * r.width, r.width);
+    if (rest) map_rows(Width<false>{}, Width<1>{}, end * r.width, rest);
 }
 
 template <class T, Activation A, bool PastCache>
@@ -428,20 +513,33 @@ void normalize_rows(const Problem& p, const Rows& r, const Scratch& s, const T* 
     });
 }
 
+// Whether all channels' sums are good.
+template <class P>
+bool good(const P& p, const Scratch& s) {
+    bool all = true;
+    for (int64_t c = 0; c < p.c; ++c) all &= good(p, s.first[c], s.second[c]);
+    return all;
+}
+
 template <class T, Activation A, bool PastCache>
 bool forward_rows(const Forward& f) {
     const T* x = static_cast<const T*>(f.x);
     const Rows r(f);
     Scratch s(r, r.chunks);
     if (!s.memory) return false;
-    for (int64_t c = 0; c < f.c; ++c) s.set(f, r.fold, c, {static_cast<float>(first_value(f, x + c)), 0, 0});
-    r.each_chunk(f, false, [&](int64_t chunk, int64_t row, int64_t end, int64_t rest) {
-        sum_chunk<kRows>(r, s, chunk, row, end, rest, x, static_cast<const T*>(nullptr), [&](auto w, int64_t c) {
-            const auto shift = widen<w.n>(load<w.n>(s.mean + c));
-            return [=](int64_t at) { return deviation<w.n>(x + at, shift); };
+    for (int64_t c = 0; c < f.c; ++c) s.set(f, r.fold, c, {typical_value(f, x, c), 0, 0});
+    const auto sum = [&](auto e) {
+        using E = decltype(e);
+        r.each_chunk(f, false, [&](int64_t chunk, int64_t row, int64_t end, int64_t rest) {
+            sum_chunk<E, kRows>(r, s, chunk, row, end, rest, x, static_cast<const T*>(nullptr), [&](auto w, int64_t c) {
+                const auto shift = as<E, w.n>(load<w.n>(s.mean + c));
+                return [=](int64_t at) { return deviation<E, w.n>(x + at, shift); };
+            });
         });
-    });
-    s.merge(r, f);
+        s.merge(r, f);
+    };
+    sum(float{});
+    if (!good(f, s)) sum(double{});
     for (int64_t c = 0; c < f.c; ++c) s.set(f, r.fold, c, finish(f, c, s.mean[c], s.first[c], s.second[c]));
     normalize_rows<T, A, PastCache>(f, r, s, x, static_cast<T*>(f.z));
     return true;
@@ -456,12 +554,17 @@ bool backward_rows(const Backward& b) {
     if (!s.memory) return false;
     for (int64_t c = 0; c < b.c; ++c) s.set(b, r.fold, c, affine(b, c, b.mean[c], b.rstd[c]));
     const float slope = b.slope;
-    r.each_chunk(b, false, [&](int64_t chunk, int64_t row, int64_t end, int64_t rest) {
-        sum_chunk<kRows / 2>(r, s, chunk, row, end, rest, x, dz, [&](auto w, int64_t c) {
-            return [=, k = s.at<w.n>(c)](int64_t at) { return gradient<A, w.n>(x + at, dz + at, k, slope); };
+    const auto sum = [&](auto e) {
+        using E = decltype(e);
+        r.each_chunk(b, false, [&](int64_t chunk, int64_t row, int64_t end, int64_t rest) {
+            sum_chunk<E, kRows>(r, s, chunk, row, end, rest, x, dz, [&](auto w, int64_t c) {
+                return [=, k = s.at<w.n>(c)](int64_t at) { return gradient<E, A, w.n>(x + at, dz + at, k, slope); };
+            });
         });
-    });
-    s.merge(r, b);
+        s.merge(r, b);
+    };
+    sum(float{});
+    if (!good(b, s)) sum(double{});
     for (int64_t c = 0; c < b.c; ++c)
         s.set(b, r.fold, c, finish(b, c, {s.mean[c], s.a[c], s.b[c]}, s.first[c], s.second[c]));
     if (!b.dx) return true;

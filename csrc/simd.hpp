@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -49,16 +50,29 @@ template <int N>
 inline Vec<float, N> load(const bfloat16* p) {
     Vec<uint16_t, N> half;
     __builtin_memcpy(&half, p, sizeof half);
+#if defined(__AVX512BW__)
+    if constexpr (N == 16) {  // each to the upper half of its lane, in one step
+        const __m512i upper = _mm512_slli_epi32(_mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0), 16);
+        return (Vec<float, N>)_mm512_maskz_permutexvar_epi16(0xaaaaaaaa, upper, _mm512_castsi256_si512((__m256i)half));
+    }
+#endif
     return (Vec<float, N>)(__builtin_convertvector(half, Vec<uint32_t, N>) << 16);
 }
 
 // The 16 upper bits, rounded to nearest even; NaN stays NaN whatever its payload.
 template <int N>
 inline Vec<uint16_t, N> narrow(Vec<float, N> v) {
+#if defined(__AVX512BF16__)
+    if constexpr (N == 16) return (Vec<uint16_t, N>)_mm512_cvtneps_pbh(v);
+#endif
     auto bits = (Vec<uint32_t, N>)v;
     auto rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
     auto nan = Vec<uint32_t, N>{} + 0x7fc0;
-    return __builtin_convertvector((v == v) ? rounded : nan, Vec<uint16_t, N>);
+    auto half = (v == v) ? rounded : nan;
+#if defined(__AVX512F__)
+    if constexpr (N == 16) return (Vec<uint16_t, N>)_mm512_cvtepi32_epi16((__m512i)half);
+#endif
+    return __builtin_convertvector(half, Vec<uint16_t, N>);
 }
 
 template <class V>
@@ -133,9 +147,63 @@ inline Vec<double, N> madd(Vec<double, N> a, Vec<double, N> b, Vec<double, N> c)
     return a * b + c;
 }
 
+template <class E, int N>
+inline Vec<E, N> as(Vec<float, N> v) {
+    if constexpr (sizeof(E) == sizeof(float)) return v;
+    else {
+#if defined(__AVX512F__)
+        if constexpr (N == 8) return _mm512_cvtps_pd((__m256)v);
+#endif
+#if defined(__AVX2__)
+        if constexpr (N == 4) return _mm256_cvtps_pd((__m128)v);
+#endif
+        return __builtin_convertvector(v, Vec<double, N>);
+    }
+}
+
 template <int N>
-inline Vec<double, N> widen(Vec<float, N> v) {
-    return __builtin_convertvector(v, Vec<double, N>);
+inline void accumulate(double* sums, Vec<double, N> v) {
+    Vec<double, N> sum;
+    __builtin_memcpy(&sum, sums, sizeof sum);
+    sum += v;
+    __builtin_memcpy(sums, &sum, sizeof sum);
+}
+
+// Adds each lane to a double of its own.
+template <int N>
+inline void accumulate(double* sums, Vec<float, N> v) {
+    if constexpr (N == 1) sums[0] += v[0];
+    else {
+        Vec<float, N / 2> half[2];
+        __builtin_memcpy(half, &v, sizeof v);
+        accumulate<N / 2>(sums, as<double, N / 2>(half[0]));
+        accumulate<N / 2>(sums + N / 2, as<double, N / 2>(half[1]));
+    }
+}
+
+// `v` with all but its last `count` lanes zero.
+template <class E, int N>
+inline Vec<E, N> last_lanes(Vec<E, N> v, int64_t count) {
+    using Index = Vec<std::conditional_t<sizeof(E) == 4, int32_t, int64_t>, N>;
+    Index lane;
+    for (int i = 0; i < N; ++i) lane[i] = i;
+    return lane >= Index{} + static_cast<int>(N - count) ? v : Vec<E, N>{};
+}
+
+// y < 0 ? 0 : y, so that NaN stays.
+template <int N>
+inline Vec<float, N> positive_part(Vec<float, N> y) {
+    const Vec<float, N> zero{};
+#if defined(__AVX512F__)
+    if constexpr (N == 16) return _mm512_max_ps(zero, y);
+#endif
+#if defined(__AVX2__)
+    if constexpr (N == 8) return _mm256_max_ps(zero, y);
+#endif
+#if defined(__x86_64__)
+    if constexpr (N == 4) return _mm_max_ps(zero, y);
+#endif
+    return y < zero ? zero : y;
 }
 
 template <int N>
