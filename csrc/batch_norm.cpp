@@ -11,14 +11,14 @@ namespace {
 
 using namespace batchnorm;
 
-constexpr int64_t kSerial = 32768;        // values below which waking the pool costs more than it saves
-constexpr int64_t kGroupBytes = 1 << 19;  // of the inputs of a group of maps: half of a common second-level cache
-constexpr int64_t kMaxGroup = 64;         // maps
-constexpr int64_t kRun = 256;             // values that share registers of sums; four times as many at most
-constexpr int64_t kChunkValues = 1 << 16;  // of a chunk of rows
+constexpr int64_t kSerial = 32768;         // values below which waking the pool costs more than it saves
+constexpr int64_t kGroupBytes = 1 << 19;   // of the inputs of a group of maps: half of a common second-level cache
+constexpr int64_t kMaxGroup = 64;          // maps
+constexpr int64_t kRun = 256;              // values that share registers of sums; four times as many at most
+constexpr int64_t kChunkValues = 1 << 15;  // of a chunk of rows
 constexpr int64_t kMaxChunks = 64;
-constexpr int kRows = 8;     // summed together, so that a column's sums stay in registers for as long
-constexpr int kMapRows = 4;  // written together
+constexpr int kRows = 8;                   // summed together, so that a column's sums stay in registers for as long
+constexpr int kMapRows = 4;                // written together
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t values(const Problem& p) { return p.n * p.c * p.s; }
@@ -189,7 +189,8 @@ struct Partial {
         second[k] = madd<N>(t.u, t.v, second[k]);
     }
     void flush(Sums& sums) const {
-        sums.add<E, N>((first[0] + first[1]) + (first[2] + first[3]), (second[0] + second[1]) + (second[2] + second[3]));
+        sums.add<E, N>((first[0] + first[1]) + (first[2] + first[3]),
+                       (second[0] + second[1]) + (second[2] + second[3]));
     }
 };
 
@@ -275,8 +276,8 @@ void sum_maps(const Problem& p, int64_t c0, int64_t c1, Sums* sums, const TermAt
                     const int64_t at = (m * p.c + c) * p.s + i;
                     const int64_t later = at + (m + images < p.n ? images * p.c * p.s : 0);
                     sum_run<E, N>(
-                        p.s - i < 4 * kRun ? p.s - i : 4 * kRun, partial, [&](auto w, int64_t j) { return term(w, c, at + j); },
-                        [&](int64_t j) { next(later + j); });
+                        p.s - i < 4 * kRun ? p.s - i : 4 * kRun, partial,
+                        [&](auto w, int64_t j) { return term(w, c, at + j); }, [&](int64_t j) { next(later + j); });
                 }
                 partial.flush(sums[c - c0]);
             }
@@ -294,7 +295,9 @@ void forward_maps(const Forward& f) {
             constexpr int N = kFloats * sizeof(float) / sizeof(E);
             sum_maps<E, N>(
                 f, from, to, sums,
-                [&](auto w, int64_t c, int64_t at) { return deviation<E, w.n>(x + at, Vec<E, w.n>{} + E(shift[c - c0])); },
+                [&](auto w, int64_t c, int64_t at) {
+                    return deviation<E, w.n>(x + at, Vec<E, w.n>{} + E(shift[c - c0]));
+                },
                 [&](int64_t at) { fetch<N>(x + at); });
         };
         Sums sums[kMaxGroup];
@@ -394,9 +397,9 @@ struct Rows {
         width = fold * p.c;
         count = values(p) / width;
         rest = values(p) % width;
-        chunk = ceil_div(kChunkValues, width);
-        if (chunk * kMaxChunks < count) chunk = ceil_div(count, kMaxChunks);
-        chunk = ceil_div(chunk, kRows) * kRows;
+        chunks = ceil_div(ceil_div(values(p), kChunkValues), 4) * 4;  // as much for each of a few threads
+        chunks = chunks < 1 ? 1 : chunks > kMaxChunks ? kMaxChunks : chunks;
+        chunk = ceil_div(ceil_div(count, chunks), kRows) * kRows;
         chunks = count ? ceil_div(count, chunk) : 1;
     }
 
@@ -499,7 +502,8 @@ void map_chunk(const Rows& r, T* out, int64_t row, int64_t end, int64_t rest, co
                 store<past_cache.n, w.n>(out + begin + k * r.width + c, value(begin + k * r.width + c));
         });
     };
-    for (; row + kMapRows <= end; row += kMapRows) map_rows(Width<PastCache>{}, Width<kMapRows>{}, row * r.width, r.width);
+    for (; row + kMapRows <= end; row += kMapRows)
+        map_rows(Width<PastCache>{}, Width<kMapRows>{}, row * r.width, r.width);
     for (; row < end; ++row) map_rows(Width<PastCache>{}, Width<1>{}, row * r.width, r.width);
     if (rest) map_rows(Width<false>{}, Width<1>{}, end * r.width, rest);
 }

@@ -60,7 +60,8 @@ struct Kernels {
 // The widest that this machine runs.
 const Kernels& kernels();
 
-// running += momentum * (batch - running), all (C), unless a batch value is not finite; returns whether it moved.
+// running += momentum * (batch - running), all (C), unless a batch value is not finite; returns whether they are. Null
+// running statistics stay away.
 bool update_running(float* running_mean, float* running_var, const float* mean, const float* var, int64_t c,
                     double momentum);
 

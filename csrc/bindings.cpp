@@ -24,16 +24,22 @@ void run(bool (*kernel)(const P&), const P& p) {
     if (!kernel(p)) throw std::bad_alloc();
 }
 
-void forward(const Problem& p, uintptr_t x, double eps, uintptr_t z, uintptr_t mean, uintptr_t var,
-             uintptr_t saved_mean, uintptr_t saved_rstd) {
-    run(kernels().forward, Forward{p, at<const void>(x), eps, at<void>(z), at<float>(mean), at<float>(var),
-                                   at<double>(saved_mean), at<double>(saved_rstd)});
+// `batch` takes mean and unbiased variance, `saved` mean and rstd, (2, C) each; returns whether the batch is finite. The
+// running statistics, if given, move then.
+bool forward(const Problem& p, uintptr_t x, double eps, uintptr_t z, uintptr_t batch, uintptr_t saved,
+             uintptr_t running_mean, uintptr_t running_var, double momentum) {
+    float *mean = at<float>(batch), *var = mean + p.c;
+    double* saved_mean = at<double>(saved);
+    run(kernels().forward,
+        Forward{p, at<const void>(x), eps, at<void>(z), mean, var, saved_mean, saved_mean + p.c});
+    return update_running(at<float>(running_mean), at<float>(running_var), mean, var, p.c, momentum);
 }
 
-void backward(const Problem& p, uintptr_t x, uintptr_t dz, uintptr_t saved_mean, uintptr_t saved_rstd, uintptr_t dx,
-              uintptr_t dweight, uintptr_t dbias) {
-    run(kernels().backward, Backward{p, at<const void>(x), at<const void>(dz), at<const double>(saved_mean),
-                                     at<const double>(saved_rstd), at<void>(dx), at<float>(dweight), at<float>(dbias)});
+void backward(const Problem& p, uintptr_t x, uintptr_t dz, uintptr_t saved, uintptr_t dx, uintptr_t dweight,
+              uintptr_t dbias) {
+    const double* saved_mean = at<const double>(saved);
+    run(kernels().backward, Backward{p, at<const void>(x), at<const void>(dz), saved_mean, saved_mean + p.c,
+                                     at<void>(dx), at<float>(dweight), at<float>(dbias)});
 }
 
 void inference(const Problem& p, uintptr_t x, uintptr_t mean, uintptr_t var, double eps, uintptr_t z) {
@@ -55,9 +61,9 @@ NB_MODULE(_kernels, m) {
             },
             "n"_a, "c"_a, "s"_a, "channels_last"_a, "bfloat16"_a, "activation"_a, "slope"_a, "threads"_a, "weight"_a,
             "bias"_a);
-    m.def("forward", forward, "problem"_a, "x"_a, "eps"_a, "z"_a, "mean"_a, "var"_a, "saved_mean"_a, "saved_rstd"_a);
-    m.def("backward", backward, "problem"_a, "x"_a, "dz"_a, "saved_mean"_a, "saved_rstd"_a, "dx"_a, "dweight"_a,
-          "dbias"_a);
+    m.def("forward", forward, "problem"_a, "x"_a, "eps"_a, "z"_a, "batch"_a, "saved"_a, "running_mean"_a,
+          "running_var"_a, "momentum"_a);
+    m.def("backward", backward, "problem"_a, "x"_a, "dz"_a, "saved"_a, "dx"_a, "dweight"_a, "dbias"_a);
     m.def("inference", inference, "problem"_a, "x"_a, "mean"_a, "var"_a, "eps"_a, "z"_a);
     m.def(
         "update_running",

@@ -48,7 +48,7 @@ bool update_running(float* running_mean, float* running_var, const float* mean, 
                     double momentum) {
     bool finite = true;
     for (int64_t i = 0; i < c; ++i) finite &= std::isfinite(mean[i]) && std::isfinite(var[i]);
-    if (!finite) return false;
+    if (!finite || !running_mean) return finite;
     // torch's lerp: exact at both ends.
     const float w = static_cast<float>(momentum);
     auto blend = [w](float from, float to) { return w < 0.5f ? from + w * (to - from) : to - (to - from) * (1 - w); };

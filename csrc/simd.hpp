@@ -52,8 +52,9 @@ inline Vec<float, N> load(const bfloat16* p) {
     __builtin_memcpy(&half, p, sizeof half);
 #if defined(__AVX512BW__)
     if constexpr (N == 16) {  // each to the upper half of its lane, in one step
-        const __m512i upper = _mm512_slli_epi32(_mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0), 16);
-        return (Vec<float, N>)_mm512_maskz_permutexvar_epi16(0xaaaaaaaa, upper, _mm512_castsi256_si512((__m256i)half));
+        const auto lanes = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+        const auto all = _mm512_castsi256_si512((__m256i)half);
+        return (Vec<float, N>)_mm512_maskz_permutexvar_epi16(0xaaaaaaaa, _mm512_slli_epi32(lanes, 16), all);
     }
 #endif
     return (Vec<float, N>)(__builtin_convertvector(half, Vec<uint32_t, N>) << 16);

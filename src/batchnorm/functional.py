@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,10 @@ from torch.nn import Parameter
 
 from . import kernels
 from .errors import BatchNormError
+
+# Values below which torch's operations take less time than the way to the kernel: benchmarks/bench_threshold.py.
+FEWEST_IN_TRAINING = 8192
+FEWEST_IN_INFERENCE = 16384
 
 Activation = Literal["relu", "leaky_relu", "sigmoid"]
 MaybeTensor = TypeVar("MaybeTensor", Tensor, Tensor | None)
@@ -62,10 +66,10 @@ def batch_norm(
     check_activation(activation)
     check_running(x, running_mean, running_var)
     if training:
-        z, mean, var = normalize_by_batch(x, weight, bias, eps, activation, negative_slope)
-        if running_mean is not None and running_var is not None:
-            update_running(running_mean, running_var, mean, var, momentum)
-        return z
+        fused = (eps, activation, negative_slope)
+        if running_mean is None or running_var is None:
+            return normalize_by_batch(x, weight, bias, *fused)[0]
+        return normalize_and_track(x, running_mean, running_var, weight, bias, momentum, *fused)[0]
     if running_mean is None or running_var is None:
         raise BatchNormError(
             "batch_norm with training=False wants running_mean and running_var; got None. "
@@ -92,17 +96,39 @@ def normalize_by_batch(
     _check_batch(x, eps)
     weight, bias = _widened(x, weight), _widened(x, bias)
     fused = activation if activation in kernels.ACTIVATIONS else None
-    if _kernel_takes(x, weight, bias):
-        if _needs_grad(x, weight, bias):
-            z, mean, var = _NormalizeByBatch.apply(x, weight, bias, eps, fused, negative_slope)
-        else:
-            z, mean, var, _ = kernels.forward(x, weight, bias, eps, fused, negative_slope)
+    if _kernel_takes(x, FEWEST_IN_TRAINING, weight, bias):
+        z, batch, _ = _normalize_by_kernel(x, weight, bias, eps, fused, negative_slope)
+        mean, var = batch.unbind()
     elif _kernel_operator_takes(x, weight, bias):
-        z, mean, var, _ = _normalize_by_batch(x, weight, bias, eps, fused, negative_slope)
+        z, batch, _ = _normalize_by_batch(x, weight, bias, eps, fused, negative_slope)
+        mean, var = batch.unbind()
     else:
         z, mean, var = _normalize_by_batch_in_torch(x, weight, bias, eps)
         fused = None
     return (z if fused == activation else _activate(z, activation, negative_slope)), mean, var
+
+
+def normalize_and_track(
+    x: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    momentum: float | Tensor,
+    eps: float,
+    activation: Activation | None = None,
+    negative_slope: float = 0.01,
+) -> tuple[Tensor, bool | Tensor]:
+    """Normalise `x` by its own statistics and move the running ones, as `update_running`: z, and what that returns."""
+    fused = activation if activation in kernels.ACTIVATIONS else None
+    statistics = (weight, bias, running_mean, running_var)
+    if not (isinstance(momentum, int | float) and _kernel_takes(x, FEWEST_IN_TRAINING, *statistics)):
+        z, mean, var = normalize_by_batch(x, weight, bias, eps, activation, negative_slope)
+        return z, update_running(running_mean, running_var, mean, var, momentum)
+    _check_batch(x, eps)
+    running = (running_mean, running_var, momentum)
+    z, _, finite = _normalize_by_kernel(x, weight, bias, eps, fused, negative_slope, running)
+    return (z if fused == activation else _activate(z, activation, negative_slope)), finite
 
 
 def normalize(
@@ -118,7 +144,7 @@ def normalize(
     """Normalise `x` by statistics that are constants: the inference half of Alg. 2, line 11."""
     mean, var, weight, bias = _widened(x, mean), _widened(x, var), _widened(x, weight), _widened(x, bias)
     # Compilers fuse this one with its neighbours, and exporters know it: the kernel is for eager mode.
-    if _kernel_takes(x, weight, bias, mean, var) and not _needs_grad(x, weight, bias):
+    if _kernel_takes(x, FEWEST_IN_INFERENCE, weight, bias, mean, var) and not _needs_grad(x, weight, bias):
         fused = activation if activation in kernels.ACTIVATIONS else None
         z = kernels.inference(x, mean, var, weight, bias, eps, fused, negative_slope)
         return z if fused == activation else _activate(z, activation, negative_slope)
@@ -193,17 +219,18 @@ def _check_batch(x: Tensor, eps: float) -> None:
         )
 
 
-def _kernel_takes(x: Tensor, *channelwise: Tensor | None) -> bool:
+def _kernel_takes(x: Tensor, fewest: int, *channelwise: Tensor | None) -> bool:
     """The one rule of who computes: the compiled kernel, or else torch's operations.
 
-    The kernel: in eager mode on the CPU, float32 or bfloat16, (N, C, S) or (N, S, C) without gaps, and each
-    per-channel tensor float32 and contiguous. Every other device, dtype, stride and tensor type is torch's.
+    The kernel: in eager mode on the CPU, float32 or bfloat16, (N, C, S) or (N, S, C) without gaps, of `fewest` values
+    or more, and each per-channel tensor float32 and contiguous. Every other device, dtype, stride and tensor type is
+    torch's.
     """
     return (
         kernels.kernels_available()
         and _is_eager(x, *channelwise)
+        and x.numel() >= max(fewest, 1)
         and _kernel_fits(x, *channelwise)
-        and x.numel() > 0
         and kernels.is_channels_last(x) is not None
     )
 
@@ -242,21 +269,30 @@ def _needs_grad(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
+def _normalize_by_kernel(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, *how: Any
+) -> tuple[Tensor, Tensor, bool]:
+    if _needs_grad(x, weight, bias):
+        return _NormalizeByBatch.apply(x, weight, bias, *how)
+    z, batch, _, finite = kernels.forward(x, weight, bias, *how)
+    return z, batch, finite
+
+
 class _NormalizeByBatch(torch.autograd.Function):
     """The kernel in eager mode: a fifth of the overhead of the operator below."""
 
     @staticmethod
-    def forward(ctx, x, weight, bias, eps, activation, slope):
-        z, mean, var, saved = kernels.forward(x, weight, bias, eps, activation, slope)
+    def forward(ctx, x, weight, bias, eps, activation, slope, running=None):
+        z, batch, saved, finite = kernels.forward(x, weight, bias, eps, activation, slope, running)
         ctx.save_for_backward(x, weight, bias, saved)
         ctx.fused = (eps, activation, slope)
-        ctx.mark_non_differentiable(mean, var)
+        ctx.mark_non_differentiable(batch)
         ctx.set_materialize_grads(False)
-        return z, mean, var
+        return z, batch, finite
 
     @staticmethod
     def backward(ctx, *gradients):
-        return *_gradients(ctx, gradients[0], kernels.backward), None, None, None
+        return *_gradients(ctx, gradients[0], kernels.backward), None, None, None, None
 
 
 def _gradients(ctx, dz: Tensor | None, backward: Callable) -> tuple[Tensor | None, ...]:
@@ -279,12 +315,12 @@ def _gradients(ctx, dz: Tensor | None, backward: Callable) -> tuple[Tensor | Non
 @torch.library.custom_op("batchnorm::normalize_by_batch", mutates_args=(), device_types="cpu")
 def _normalize_by_batch(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, activation: str | None, slope: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """z, mean, unbiased var, and what the backward wants: the kernel as `torch.compile` and `torch.export` see it."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """z, (mean, unbiased var), and what the backward wants: the kernel as `torch.compile` and `torch.export` see it."""
     if kernels.is_channels_last(x) is not None:
-        return kernels.forward(x, weight, bias, eps, activation, slope)
-    z, mean, var, saved = kernels.forward(x.contiguous(), weight, bias, eps, activation, slope)
-    return torch.empty_like(x).copy_(z), mean, var, saved
+        return kernels.forward(x, weight, bias, eps, activation, slope)[:3]
+    z, batch, saved, _ = kernels.forward(x.contiguous(), weight, bias, eps, activation, slope)
+    return torch.empty_like(x).copy_(z), batch, saved
 
 
 @torch.library.custom_op("batchnorm::normalize_by_batch_backward", mutates_args=(), device_types="cpu")
@@ -298,16 +334,16 @@ def _normalize_by_batch_backward(
     slope: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, weight and bias."""
-    if kernels.is_channels_last(x) is not None:
-        return kernels.backward(dz, x, weight, bias, saved, activation, slope)
-    dx, dweight, dbias = kernels.backward(dz, x.contiguous(), weight, bias, saved, activation, slope)
-    return torch.empty_like(x).copy_(dx), dweight, dbias
+    dense = x if kernels.is_channels_last(x) is not None else x.contiguous()
+    dx, dweight, dbias = kernels.backward(dz, dense, weight, bias, saved, activation, slope)
+    assert dx is not None
+    return (dx if dense is x else torch.empty_like(x).copy_(dx)), dweight, dbias
 
 
 @_normalize_by_batch.register_fake
 def _(x: Tensor, *_: object) -> tuple[Tensor, ...]:
-    mean, var = (x.new_empty(x.shape[1], dtype=torch.float32) for _ in range(2))
-    return torch.empty_like(x), mean, var, x.new_empty((2, x.shape[1]), dtype=torch.float64)
+    batch, saved = (x.new_empty((2, x.shape[1]), dtype=dtype) for dtype in (torch.float32, torch.float64))
+    return torch.empty_like(x), batch, saved
 
 
 @_normalize_by_batch_backward.register_fake
@@ -318,7 +354,7 @@ def _(_dz: Tensor, x: Tensor, *_: object) -> tuple[Tensor, ...]:
 
 def _set_up_context(ctx, inputs, output):
     x, weight, bias, *ctx.fused = inputs
-    ctx.save_for_backward(x, weight, bias, output[3])
+    ctx.save_for_backward(x, weight, bias, output[2])
 
 
 def _operator_gradients(ctx, dz, *_):

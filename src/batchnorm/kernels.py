@@ -32,15 +32,28 @@ def is_channels_last(x: Tensor) -> bool | None:
 
 
 def forward(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, activation: str | None, slope: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """z, the batch's mean and unbiased variance, (C,) each, and for the backward mean and rstd, (2, C) double."""
-    z, channels = torch.empty_like(x), x.shape[1]
-    mean, var = x.new_empty(channels, dtype=torch.float32), x.new_empty(channels, dtype=torch.float32)
-    saved = x.new_empty((2, channels), dtype=torch.float64)
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    activation: str | None,
+    slope: float,
+    running: tuple[Tensor, Tensor, float] | None = None,
+) -> tuple[Tensor, Tensor, Tensor, bool]:
+    """z; the batch's mean and unbiased variance, (2, C); for the backward mean and rstd, (2, C) double; all finite.
+
+    `running` is float32 running mean and variance, which move towards a finite batch by the momentum beside them.
+    """
+    z, channels = torch.empty_like(x), x.size(1)
+    batch = torch.empty((2, channels), dtype=torch.float32)
+    saved = torch.empty((2, channels), dtype=torch.float64)
     problem = _problem(x, is_channels_last(x), weight, bias, activation, slope)
-    _kernels.forward(problem, x.data_ptr(), eps, z.data_ptr(), mean.data_ptr(), var.data_ptr(), *_rows(saved))
-    return z, mean, var, saved
+    mean, var, momentum = (0, 0, 0.0) if running is None else (running[0].data_ptr(), running[1].data_ptr(), running[2])
+    addresses = (x.data_ptr(), eps, z.data_ptr(), batch.data_ptr(), saved.data_ptr())
+    finite = _kernels.forward(problem, *addresses, mean, var, momentum)
+    if running is not None:  # autograd must notice, as it does when torch writes
+        torch.autograd.graph.increment_version(running[:2])
+    return z, batch, saved, finite
 
 
 def backward(
@@ -52,17 +65,16 @@ def backward(
     activation: str | None,
     slope: float,
     want_dx: bool = True,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of x, weight and bias, from that of z, which is copied if its layout is not that of x."""
-    last = is_channels_last(x)
+) -> tuple[Tensor | None, Tensor, Tensor]:
+    """The gradients of x (if wanted), weight and bias, from z's, which is copied if its layout is not that of x."""
+    last, channels = is_channels_last(x), x.size(1)
     if not (dz.movedim(1, -1) if last else dz).is_contiguous():
         dz = torch.empty_like(x).copy_(dz)
-    dx = torch.empty_like(x) if want_dx else x.new_empty(0)  # without an address: not computed
-    dweight, dbias = saved.new_empty(x.shape[1], dtype=torch.float32), saved.new_empty(x.shape[1], dtype=torch.float32)
+    dx = torch.empty_like(x) if want_dx else None
+    dweight, dbias = torch.empty(channels, dtype=torch.float32), torch.empty(channels, dtype=torch.float32)
     problem = _problem(x, last, weight, bias, activation, slope)
-    _kernels.backward(
-        problem, x.data_ptr(), dz.data_ptr(), *_rows(saved), dx.data_ptr(), dweight.data_ptr(), dbias.data_ptr()
-    )
+    outputs = (_address(dx), dweight.data_ptr(), dbias.data_ptr())  # without an address: not computed
+    _kernels.backward(problem, x.data_ptr(), dz.data_ptr(), saved.data_ptr(), *outputs)
     return dx, dweight, dbias
 
 
@@ -118,8 +130,3 @@ def _problem(
 
 def _address(x: Tensor | None) -> int:
     return 0 if x is None else x.data_ptr()
-
-
-def _rows(saved: Tensor) -> tuple[int, int]:
-    address = saved.data_ptr()
-    return address, address + saved.stride(0) * saved.element_size()

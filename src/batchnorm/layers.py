@@ -90,29 +90,37 @@ class _FusedBatchNorm(_BatchNorm):
         fused = (self.eps, self.activation, self.negative_slope)
         if not self.training and running_mean is not None and running_var is not None:
             return functional.normalize(input, running_mean, running_var, self.weight, self.bias, *fused)
-        z, mean, var = functional.normalize_by_batch(input, self.weight, self.bias, *fused)
-        if self.training and self.track_running_stats and input.numel() > 0:
-            self.track(mean, var)
+        tracks = self.training and self.track_running_stats and input.numel() > 0
+        if running_mean is None or running_var is None or not tracks:
+            return functional.normalize_by_batch(input, self.weight, self.bias, *fused)[0]
+        running = (running_mean, running_var)
+        z, finite = functional.normalize_and_track(input, *running, self.weight, self.bias, self._momentum(), *fused)
+        self._count(finite)
         return z
 
     def track(self, mean: Tensor, var: Tensor) -> None:
         """Move the running statistics towards a batch's mean and unbiased variance, (C,) each, and count the batch."""
-        running_mean, running_var, count = self.running_mean, self.running_var, self.num_batches_tracked
-        if running_mean is None or running_var is None:
-            return
-        momentum = self.momentum
-        if momentum is None:
-            momentum = 0.0 if count is None else (count + 1).to(running_mean.dtype).reciprocal()
-        finite = functional.update_running(running_mean, running_var, mean, var, momentum)
-        if count is not None:
-            count.add_(finite)
+        running_mean, running_var = self.running_mean, self.running_var
+        if running_mean is not None and running_var is not None:
+            self._count(functional.update_running(running_mean, running_var, mean, var, self._momentum()))
+
+    def _momentum(self) -> float | Tensor:
+        if self.momentum is not None:
+            return self.momentum
+        mean, count = self.running_mean, self.num_batches_tracked
+        return 0.0 if mean is None or count is None else (count + 1).to(mean.dtype).reciprocal()
+
+    def _count(self, finite: bool | Tensor) -> None:
+        """Count a batch, or warn that it was left out."""
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(finite)
         if finite is False and not self._warned:
             self._warned = True
             warnings.warn(
                 f"{self}: a batch whose mean or variance is not finite was left out of the running statistics. "
                 "Look for inf or NaN in the data or in the layers before. This layer warns once.",
                 RuntimeWarning,
-                stacklevel=4,
+                stacklevel=5,
             )
 
     def extra_repr(self) -> str:
