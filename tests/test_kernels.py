@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import copy
+import os
+import platform
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -177,6 +181,38 @@ def test_values_near_the_largest_float_have_finite_results_where_torch_overflows
     )
 
 
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_a_variance_far_below_what_the_first_look_suggests(channels_last):
+    # What the kernel takes for a typical value are three outliers: 100 standard deviations off in each channel. Summed
+    # in float alone, the variance would err by 1e-3.
+    x, *_ = make((8, 4, 30, 30), channels_last=channels_last)
+    for n, s in ((0, 450), (4, 300), (7, 599)):
+        x[n, :, s // 30, s % 30] = 203.0
+    mean, var = functional.normalize_by_batch(x, None, None, 1e-5)[1:]
+    want = reference.population(to_numpy(x))
+    np.testing.assert_allclose(to_numpy(mean), want[0], rtol=2e-7)
+    np.testing.assert_allclose(to_numpy(var), want[1], rtol=2e-7)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_gradients_whose_products_overflow_float(channels_last):
+    x, weight, bias, dz = make((4, 3, 8, 8), channels_last=channels_last)
+    got = run(x * 1e30, weight, bias, dz * 1e15, None)
+    arrays = [to_numpy(t) for t in (x * 1e30, weight, bias)]
+    want = reference.backward(to_numpy(dz * 1e15), *arrays, 1e-5, None)
+    for ours, theirs in zip(got[4:], want[1:], strict=True):
+        np.testing.assert_allclose(to_numpy(ours), theirs, rtol=1e-5)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_a_tiny_spread_is_seen_by_a_tinier_eps(channels_last):
+    x, weight, bias, dz = make((4, 3, 8, 8), channels_last=channels_last)
+    x = torch.empty_like(x).copy_(x * 1e-25)  # squares vanish in float
+    z = run(x, weight, bias, dz, None, eps=1e-60)[0]
+    want = reference.forward(to_numpy(x), to_numpy(weight), to_numpy(bias), 1e-60)
+    np.testing.assert_allclose(to_numpy(z), want, rtol=2e-5, atol=2e-5)
+
+
 @pytest.mark.parametrize("activation", ["relu", "leaky_relu"])
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_the_backward_sees_the_same_mask_as_the_forward(activation, channels_last):
@@ -340,6 +376,46 @@ def test_the_operator_passes_torchs_own_checks(stride):
     torch.library.opcheck(functional._normalize_by_batch, (x, weight, bias, 1e-5, "relu", 0.0))
 
 
+def test_inductors_code_agrees_with_eager():
+    eager = network()
+    compiled = copy.deepcopy(eager)
+    x = torch.randn(4, 3, 9, 9).contiguous(memory_format=torch.channels_last)
+    torch._dynamo.reset()
+    got = gradients(torch.compile(compiled, fullgraph=True), x)
+    torch.testing.assert_close(got, gradients(eager, x), rtol=1e-5, atol=1e-4)
+
+
+def test_deterministic_algorithms_are_what_the_kernels_are():
+    arguments = make((8, 40, 20, 20))
+    free = run(*arguments, "relu")
+    torch.use_deterministic_algorithms(True)
+    try:
+        strict = run(*arguments, "relu")
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(torch.equal(a, b) for a, b in zip(free, strict, strict=True))
+
+
+def train_a_rank(rank: int, file: str, x: torch.Tensor, results: str) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
+    functional.FEWEST_IN_TRAINING = 0
+    model = torch.nn.parallel.DistributedDataParallel(network(track_running_stats=False))
+    model(x[4 * rank : 4 * rank + 4]).square().sum().backward()
+    if rank == 0:
+        torch.save([p.grad for p in model.parameters()], results)
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch.distributed's own
+def test_distributed_gradients_are_the_average_over_the_processes(tmp_path):
+    x = torch.randn(8, 3, 9, 9)
+    results = tmp_path / "gradients.pt"
+    torch.multiprocessing.spawn(train_a_rank, (str(tmp_path / "store"), x, str(results)), nprocs=2)
+    parts = [gradients(network(track_running_stats=False), half)[1] for half in x.split(4)]
+    want = [(a + b) / 2 for a, b in zip(*parts, strict=True)]
+    torch.testing.assert_close(torch.load(results), want, rtol=1e-5, atol=1e-5)
+
+
 def test_autocast_keeps_the_dtype_of_its_input():
     model = network()
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -449,6 +525,45 @@ def test_threads_of_python_may_call_at_once():
         worker.join()
     assert len(results) == 4
     assert all(torch.equal(a, b) for result in results for a, b in zip(result, want, strict=True))
+
+
+# ---- Narrower instruction sets ----
+
+NARROW = """
+import sys, torch
+from batchnorm import functional, kernels
+functional.FEWEST_IN_TRAINING = 0
+torch.set_num_threads(1)
+torch.manual_seed(0)
+found = [kernels._kernels.target()]
+for shape in ((5, 19, 7, 7), (3, 130, 5, 3), (2, 3, 1, 300)):
+    for dtype in (torch.float32, torch.bfloat16):
+        for layout in (torch.contiguous_format, torch.channels_last):
+            x, dz = (torch.randn(shape).to(dtype).contiguous(memory_format=layout) for _ in range(2))
+            weight, bias = (torch.rand(shape[1]).requires_grad_() for _ in range(2))
+            x.requires_grad_()
+            z, mean, var = functional.normalize_by_batch(x, weight, bias, 1e-5, "leaky_relu", 0.1)
+            found += [z.detach(), mean, var, *torch.autograd.grad(z, (x, weight, bias), dz)]
+torch.save(found, sys.argv[1])
+"""
+
+
+def on_target(target, path):
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "BATCHNORM_TARGET": target}
+    subprocess.run([sys.executable, "-c", NARROW, str(path)], env=environment, check=True)
+    return torch.load(path)
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="one instruction set only")
+def test_every_instruction_set_gives_the_same_within_rounding(tmp_path):
+    widest, *want = on_target("", tmp_path / "widest")
+    targets = ["x86-64-v2", "x86-64-v3", "x86-64-v4"]
+    for target in [t for t in targets if t < widest]:
+        name, *got = on_target(target, tmp_path / target)
+        assert name == target
+        for ours, other in zip(got, want, strict=True):
+            tolerance = TOLERANCE[ours.dtype] * (2 if ours.dtype == torch.bfloat16 else 10)
+            torch.testing.assert_close(ours, other, rtol=tolerance, atol=tolerance * (1 + float(other.abs().max())))
 
 
 # ---- Without the extension ----
