@@ -26,10 +26,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import timm.utils
+import timm
 import torch
 import torch.distributed as dist
 import torchvision
+from timm.utils.distributed import distribute_bn
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 from torch.optim.swa_utils import update_bn
@@ -53,7 +54,7 @@ SPLITS = {  # batches of process 0, how far away the others are
     "the same, of 8 batches and of 2": (8, 3.0),
 }
 PROCESSES: dict[str, Callable[[nn.Module, Any], object]] = {
-    "update_bn, timm": lambda model, batches: (update_bn(batches, model), timm.utils.distribute_bn(model, 2, True)),
+    "update_bn, timm": lambda model, batches: (update_bn(batches, model), distribute_bn(model, 2, reduce=True)),
     "bn.recalibrate": METHODS["bn.recalibrate"],
 }
 

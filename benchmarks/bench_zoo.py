@@ -3,6 +3,7 @@
     python benchmarks/bench_zoo.py                                # all, into records/zoo/results.json and its table
     python benchmarks/bench_zoo.py resnet18 timm/levit_128s       # some, printed
     python benchmarks/bench_zoo.py --time resnet18 mobilenet_v2   # their latency, or of all, into latency.json
+    python benchmarks/bench_zoo.py --fuse                         # what bn.fuse takes, into fuse.json
 
 Every network has random weights, statistics and affine parameters (a tenth of the gammas negative), from one seed.
 Correctness comes first: error is the largest difference of the folded network from the given one, relative to its
@@ -239,15 +240,41 @@ def time_networks(wanted: list[str]) -> None:
     write_table()
 
 
+def fuse_networks(wanted: list[str]) -> None:
+    records = []
+    for name in wanted:
+        records.append(fused(name))
+        print(*records[-1].values(), flush=True)
+    good = [r for r in records if r["failure"] is None]
+    totals = {key: sum(r[key] for r in good) for key in ("layers", "fused")} | {"failed": len(records) - len(good)}
+    print(totals)
+    write("fuse.json", totals=totals, records=records)
+
+
+def fused(name: str) -> dict[str, Any]:
+    """How many layers of the network `bn.fuse` takes, and its error in eval mode on another batch than the example."""
+    model, size = build(name)
+    x = small_input(model, size)
+    try:
+        result = bn.fuse(model, x)
+    except bn.BatchNormError as refused:
+        return {"network": name, "layers": 0, "fused": 0, "error": None, "failure": str(refused)}
+    count = sum(row.activation is not None for row in result.rows)
+    difference = error(result.model, model, torch.randn(3, *x.shape[1:]))
+    return {"network": name, "layers": len(result.rows), "fused": count, "error": difference, "failure": None}
+
+
 def recorded(file: str) -> list[dict[str, Any]]:
     return json.loads((RECORDS / file).read_text())["records"] if (RECORDS / file).exists() else []
 
 
 def main() -> None:
     torch.set_num_threads(THREADS)
-    wanted = [name for name in sys.argv[1:] if name != "--time"]
+    wanted = [name for name in sys.argv[1:] if not name.startswith("--")]
     if "--time" in sys.argv:
         return time_networks(wanted or names())
+    if "--fuse" in sys.argv:
+        return fuse_networks(wanted or names())
     records = []
     for name in wanted or names():
         records.append(measure(name))
