@@ -36,6 +36,7 @@ HERE = Path(__file__).parent
 RECORDS = HERE.parent / "records" / "zoo"
 THREADS, TURNS = 2, 9
 LIMIT = 1e-5  # relative error in float32
+SPREAD = 0.25  # of times; where it is larger another process had the machine, and nothing is recorded
 FUNCTION_KEPT = 1e-3  # what folding a network must not reach before it is timed
 
 
@@ -229,15 +230,24 @@ def time_networks(wanted: list[str]) -> None:
     """Time these and keep what is recorded of the others, in the order of the list."""
     known = {r["network"]: r for r in recorded("latency.json")}
     for name in wanted:
-        known[name] = timed(name)
-        before, after = (statistics.median(known[name][key]) for key in ("ms_before", "ms_after"))
-        print(f"{name:<40}{before:>9.1f} ms{after:>9.1f} ms", flush=True)
+        record = timed(name)
+        before, after = (statistics.median(record[key]) for key in ("ms_before", "ms_after"))
+        print(f"{name:<40}{before:>9.1f} ms{after:>9.1f} ms, spread {spread(record):.0%}", flush=True)
+        if spread(record) > SPREAD:
+            continue
+        known[name] = record
         write("latency.json", records=[known[each] for each in names() if each in known])
     records = recorded("latency.json")
     ratios = [statistics.median(r["ms_before"]) / statistics.median(r["ms_after"]) for r in records]
     low, middle, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
     print(f"{len(ratios)} networks: before / after, median {middle:.2f}, quartiles {low:.2f} and {high:.2f}")
     write_table()
+
+
+def spread(record: dict[str, Any]) -> float:
+    """The larger distance between the quartiles of the two networks' times, relative to their median."""
+    quartiles = [statistics.quantiles(record[key], n=4) for key in ("ms_before", "ms_after")]
+    return max((high - low) / middle for low, middle, high in quartiles)
 
 
 def fuse_networks(wanted: list[str]) -> None:
