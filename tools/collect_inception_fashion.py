@@ -1,6 +1,6 @@
 """Copy what the recorded experiment has to keep, settings and measurements, without checkpoints and logs.
 
-    python tools/collect_inception_fashion.py FROM records/inception-fashion
+python tools/collect_inception_fashion.py FROM records/inception-fashion
 """
 
 from __future__ import annotations
