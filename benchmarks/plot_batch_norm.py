@@ -16,17 +16,24 @@ COLOURS = {"torch": "#9aa5b1", "compile": "#cfd6dd", "ours": "#2266aa"}
 def main() -> None:
     records = {path.stem: json.loads(path.read_text()) for path in sorted(RECORDS.glob("N*.json"))}
     print(
-        "| run | torch, ms | ours, ms | times torch | times torch.compile | least of a shape | inference, times torch |"
+        "| run | torch, ms | ours, ms | times torch | times torch.compile | least of a shape | inference, times torch "
+        "| share of copy bandwidth over 32 MB |"
     )
-    print("|---|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|---|")
     for name, record in records.items():
         s = record["summary"]
         compiled = f"{s['times_compile']:.2f}" if s["times_compile"] else ""
         print(
-            f"| {name} | {s['ms']['torch']:.1f} | {s['ms']['ours']:.1f} | {s['times_torch']:.2f} | {compiled} "
-            f"| {s['least_times_torch']:.2f} at {s['least_at']} | {s['inference_times_torch']:.2f} |"
+            f"| {name} | {spread(s, 'torch')} | {spread(s, 'ours')} | {s['times_torch']:.2f} | {compiled} "
+            f"| {s['least_times_torch']:.2f} at {s['least_at']} | {s['inference_times_torch']:.2f} "
+            f"| {', '.join(f'{share:.0%}' for share in s['copy_bandwidth_share'].values())} |"
         )
     draw(records)
+
+
+def spread(summary: dict, name: str) -> str:
+    low, high = summary["spread_ms"][name]
+    return f"{summary['ms'][name]:.1f} ({low:.1f} to {high:.1f})"
 
 
 def draw(records: dict[str, dict]) -> None:

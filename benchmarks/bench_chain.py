@@ -1,0 +1,108 @@
+"""Kernels between convolutions: chains conv -> BN -> ReLU -> conv, and a training step of BN-Inception (Fig. 5).
+
+Torch's layers against ours, which alternate in one process; median of the rounds. A convolution runs on torch's own
+threads: did a second pool spin beside them, a chain with our layers would lose more than its BN gains. So each row also
+counts the process's threads after each contender, and the seconds of CPU a second of the clock.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import statistics
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+import batchnorm as bn
+from batchnorm.paper.inception import Inception
+
+FORMATS = {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}
+CHAINS = [(64, 56), (128, 28), (192, 14)]  # channels, side
+
+
+def chain(channels: int) -> nn.Sequential:
+    first, second = (nn.Conv2d(channels, channels, 3, padding=1, bias=False) for _ in range(2))
+    return nn.Sequential(first, bn.BatchNorm2d(channels, activation="relu"), second)
+
+
+def torchs(network: nn.Module) -> nn.Module:
+    """A copy of `network` with torch's BatchNorm2d and an in-place ReLU wherever it has our fused layer."""
+    network = copy.deepcopy(network)
+    for parent in list(network.modules()):
+        for name, layer in list(parent._modules.items()):
+            if isinstance(layer, bn.BatchNorm2d):
+                theirs = nn.BatchNorm2d(layer.num_features)
+                theirs.load_state_dict(layer.state_dict())
+                relu = [nn.ReLU(inplace=True)] if layer.activation == "relu" else []
+                parent._modules[name] = nn.Sequential(theirs, *relu)
+    return network
+
+
+def step(network: nn.Module, x: Tensor) -> float:
+    start = time.perf_counter()
+    network(x).square().mean().backward()
+    return time.perf_counter() - start
+
+
+def measure(name: str, network: nn.Module, x: Tensor, layout: str, rounds: int) -> dict:
+    x = x.contiguous(memory_format=FORMATS[layout])
+    ours = copy.deepcopy(network).to(memory_format=FORMATS[layout])  # pyright: ignore[reportCallIssue]
+    pair = {"torch": torchs(ours), "ours": ours}
+    with torch.no_grad():  # the same function before the clock starts
+        torch.testing.assert_close(pair["ours"](x), pair["torch"](x), rtol=1e-2, atol=1e-2)
+    seconds: dict[str, list[float]] = {which: [] for which in pair}
+    threads, cpu = {}, dict.fromkeys(pair, 0.0)
+    for round_ in range(rounds + 1):
+        for which, contender in pair.items():
+            before = time.process_time()
+            taken = step(contender, x)
+            if round_:  # the first warms up
+                seconds[which].append(taken)
+                cpu[which] += time.process_time() - before
+            threads[which] = len(list(Path("/proc/self/task").iterdir())) if Path("/proc/self/task").exists() else None
+    median = {which: statistics.median(times) * 1e3 for which, times in seconds.items()}
+    return {
+        "name": name,
+        "layout": layout,
+        "threads": torch.get_num_threads(),
+        "ms": {which: round(value, 3) for which, value in median.items()},
+        "times_torch": round(median["torch"] / median["ours"], 3),
+        "process_threads": threads,
+        "cpu_per_second": {which: round(cpu[which] / sum(seconds[which]), 3) for which in pair},
+        "rounds_ms": {which: [round(t * 1e3, 3) for t in times] for which, times in seconds.items()},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--only", choices=["chains", "inception"])
+    parser.add_argument("--out", type=Path, help="where to write the JSON")
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    kept = bn.keep_memory()
+    networks = []
+    if args.only != "inception":
+        networks += [(f"chain {c}x{side}", chain(c), torch.randn(args.batch, c, side, side)) for c, side in CHAINS]
+    if args.only != "chains":
+        networks += [("BN-Inception", Inception(batch_norm=True), torch.randn(args.batch, 3, 224, 224))]
+    rows = []
+    for threads in args.threads:
+        torch.set_num_threads(threads)
+        for name, network, x in networks:
+            for layout in FORMATS:
+                rows.append(measure(name, network, x, layout, args.rounds if "chain" in name else 3))
+                print({key: value for key, value in rows[-1].items() if key != "rounds_ms"}, flush=True)
+    if args.out:
+        record = {"batch": args.batch, "keep_memory": kept, "torch": torch.__version__, "rows": rows}
+        args.out.write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
