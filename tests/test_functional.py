@@ -6,6 +6,7 @@ import reference
 import torch
 
 import batchnorm as bn
+from batchnorm import functional
 from batchnorm.functional import batch_norm
 
 SHAPES = [(8, 3), (4, 3, 5), (4, 3, 5, 7), (2, 3, 4, 2, 3), (2, 1), (1, 2, 3)]
@@ -214,3 +215,12 @@ def test_the_input_is_never_written():
     for training in (True, False):
         batch_norm(x, torch.zeros(3), torch.ones(3), training=training, activation="relu")
     assert torch.equal(x, before)
+
+
+@pytest.mark.skipif(not bn.kernels_available(), reason="built without the compiled kernels")
+@pytest.mark.parametrize(
+    ("places", "kernel"), [(functional.FEWEST_IN_TRAINING - 1, False), (functional.FEWEST_IN_TRAINING, True)]
+)
+def test_small_tensors_are_torchs_in_training(places, kernel):
+    z = batch_norm(torch.randn(places, 1, requires_grad=True), None, None, training=True)
+    assert ("NormalizeByBatch" in type(z.grad_fn).__name__) is kernel
