@@ -34,3 +34,16 @@ def test_no_byte_outside_is_touched_and_nothing_is_undefined(tmp_path):
     done = subprocess.run([str(driver)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout == "4752 runs\n"
+
+
+CROSS, QEMU = shutil.which("aarch64-linux-gnu-g++"), shutil.which("qemu-aarch64")
+
+
+@pytest.mark.skipif(CROSS is None or QEMU is None, reason="no cross compiler or emulator for aarch64")
+def test_the_same_loops_on_neon(tmp_path):
+    driver = tmp_path / "neon"
+    sources = [ROOT / "tests" / "sanitized.cpp", ROOT / "csrc" / "batch_norm.cpp", ROOT / "csrc" / "threads.cpp"]
+    options = ["-std=c++17", "-O1", "-ffp-contract=off", "-static", *KERNELS]
+    subprocess.run([CROSS, *options, *map(str, sources), "-o", str(driver)], capture_output=True, check=True)
+    done = subprocess.run([QEMU, str(driver)], capture_output=True, text=True, check=False)
+    assert done.stdout == "4752 runs\n", done.stdout + done.stderr
