@@ -14,6 +14,7 @@ using namespace batchnorm;
 constexpr int64_t kSerial = 32768;         // values below which waking the pool costs more than it saves
 constexpr int64_t kGroupBytes = 1 << 19;   // of the inputs of a group of maps: half of a common second-level cache
 constexpr int64_t kMaxGroup = 64;          // maps
+constexpr int64_t kAhead = 4096;           // values from a row that is read to what is fetched meanwhile
 constexpr int64_t kRun = 256;              // values that share registers of sums; four times as many at most
 constexpr int64_t kChunkValues = 1 << 15;  // of a chunk of rows
 constexpr int64_t kMaxChunks = 64;
@@ -176,6 +177,13 @@ template <int N, class T>
 inline void fetch(const T* p) {
     constexpr int line = 64 / sizeof(T);
     for (int i = 0; i < N; i += line) __builtin_prefetch(p + i, 0, 2);
+}
+
+// Fetches N values that will be written.
+template <int N, class T>
+inline void own(T* p) {
+    constexpr int line = 64 / sizeof(T);
+    for (int i = 0; i < N; i += line) __builtin_prefetch(p + i, 1, 2);
 }
 
 // A few registers of sums, in which short runs come together.
@@ -457,11 +465,11 @@ struct Scratch {
 };
 
 // Adds the terms of K rows of `n` columns; column(Width, c) gives the term at an offset. Down the columns the memory
-// is read in jumps, which no prefetcher follows; so each step fetches its share of the next K rows, in their order.
+// is read in jumps, which no prefetcher follows; so each step fetches its share of K rows further on, in their order.
 template <class E, int K, class T, class Column>
 inline void sum_rows(double* first, double* second, int64_t row, int64_t width, int64_t n, const T* x, const T* dz,
                      const Column& column) {
-    const int64_t next = (row + K) * width;
+    const int64_t next = (row + ceil_div(kAhead, K * width) * K) * width;
     sweep<kFloats * sizeof(float) / sizeof(E)>(n, [&](auto w, int64_t c) {
         Vec<E, w.n> u{}, uv{};
         const auto term = column(w, c);
@@ -495,8 +503,10 @@ void sum_chunk(const Rows& r, Scratch& s, int64_t chunk, int64_t row, int64_t en
 template <bool PastCache, class T, class Column>
 void map_chunk(const Rows& r, T* out, int64_t row, int64_t end, int64_t rest, const Column& column) {
     const auto map_rows = [&](auto past_cache, auto rows, int64_t begin, int64_t n) {
+        const int64_t ahead = ceil_div(kAhead / 2, rows.n * r.width) * r.width;
         sweep<kFloats>(n, [&](auto w, int64_t c) {
             const auto value = column(w, c);
+            if constexpr (!past_cache.n) own<rows.n * w.n>(out + begin + ahead * rows.n + c * rows.n);
 #pragma GCC unroll 4
             for (int k = 0; k < rows.n; ++k)
                 store<past_cache.n, w.n>(out + begin + k * r.width + c, value(begin + k * r.width + c));
