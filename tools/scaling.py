@@ -1,4 +1,4 @@
-"""What the paper's training costs on other machines: the model behind docs/scaling.md, fed by the recorded measurements.
+"""What the paper's training costs on other machines: the model of docs/scaling.md, fed by recorded measurements.
 
     python tools/scaling.py
 
