@@ -1,6 +1,8 @@
 """Sec. 4.2.1: the recipe, on a config of ours and on people's own."""
 
+from collections import defaultdict
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import pytest
 
@@ -38,6 +40,16 @@ def test_a_mapping_comes_back_as_one():
 
 
 @pytest.mark.parametrize(
+    "config", [defaultdict(int, lr=0.1, dropout=0.5), MappingProxyType({"lr": 0.1, "dropout": 0.5})]
+)
+def test_any_mapping_keeps_its_type(config):
+    faster = bn.accelerate(config)
+    assert type(faster) is type(config)
+    assert faster == {"lr": 0.5, "dropout": 0.0}
+    assert config["lr"] == 0.1
+
+
+@pytest.mark.parametrize(
     ("config", "times", "message"),
     [
         ({"dropout": 0.5}, 5, "wants a config with a setting named lr or learning_rate; this one has dropout"),
@@ -46,6 +58,9 @@ def test_a_mapping_comes_back_as_one():
         ([0.1], 5, "got list"),
         ({"lr": 0.1}, 0, "times must be a positive factor on the learning rate; got 0"),
         ({"lr": 0.1}, float("nan"), "times must be a positive factor"),
+        ({"lr": 0.1}, float("inf"), "times must be a positive factor"),
+        ({"lr": "0.1"}, 5, "lr must be a number; got '0.1'"),
+        ({"lr": 0.1, "weight_decay": None}, 5, "weight_decay must be a number; got None"),
     ],
 )
 def test_what_is_no_config_is_an_error(config, times, message):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
+from copy import copy
 from dataclasses import fields, is_dataclass, replace
+from numbers import Real
 from typing import Any, TypeVar, cast
 
 from .errors import BatchNormError
@@ -37,10 +39,10 @@ def accelerate(config: Config, times: float = 5) -> Config:
         A new config of the same type.
 
     Raises:
-        BatchNormError: the config is neither, or has no learning rate; `times` is not positive.
+        BatchNormError: the config is neither, has no learning rate or one that is no number; `times` is not positive.
     """
     settings = _settings(config)
-    if not times > 0:
+    if not 0 < times < float("inf"):
         raise BatchNormError(f"times must be a positive factor on the learning rate; got {times}")
     names = [name for name in LEARNING_RATES if name in settings]
     if not names:
@@ -48,6 +50,9 @@ def accelerate(config: Config, times: float = 5) -> Config:
             f"accelerate wants a config with a setting named {' or '.join(LEARNING_RATES)}; "
             f"this one has {', '.join(settings) or 'none'}"
         )
+    for name in (*names, "weight_decay", "decay_every"):
+        if not isinstance(settings.get(name, 0.0), Real):
+            raise BatchNormError(f"{name} must be a number; got {settings[name]!r}")
     recipe = {
         **{name: settings[name] * times for name in names},
         "dropout": 0.0,
@@ -58,6 +63,10 @@ def accelerate(config: Config, times: float = 5) -> Config:
         "distortion": "weak" if settings.get("distortion") == "strong" else settings.get("distortion"),
     }
     changes = {name: value for name, value in recipe.items() if name in settings}
+    if isinstance(config, MutableMapping):
+        changed = copy(config)  # a defaultdict, say, can't be made of a dict
+        changed.update(changes)
+        return changed
     if isinstance(config, Mapping):
         return cast(Config, type(config)({**config, **changes}))  # pyright: ignore[reportCallIssue]
     return replace(config, **changes)  # pyright: ignore[reportArgumentType]
