@@ -24,8 +24,8 @@ VARIANTS = ("inception", "bn-baseline", "bn-x5", "bn-x30", "bn-x5-sigmoid", "inc
 ENSEMBLE = tuple(f"ensemble-{number}" for number in range(1, 7))
 
 
-def train(folder: Path, variant: str, *options: str) -> None:
-    """Train one run in a process of its own, or go on with it."""
+def train(folder: Path, variant: str, *options: str) -> bool:
+    """Train one run in a process of its own, or go on with it; whether that went well."""
     if (folder / "config.json").exists():
         command = ["--resume", str(folder)]
     else:
@@ -34,6 +34,7 @@ def train(folder: Path, variant: str, *options: str) -> None:
     with folder.with_suffix(".log").open("a") as log:
         done = subprocess.run([sys.executable, "-m", "batchnorm", "inception", *command], stdout=log, stderr=log)
     print(f"{folder}: {'ended' if done.returncode == 0 else 'FAILED, see its log'}", flush=True)
+    return done.returncode == 0
 
 
 def sweep(folder: Path) -> list[tuple[Path, Sequence[str]]]:
@@ -63,7 +64,12 @@ def main() -> None:
     options = parser.parse_args()
     jobs = sweep(options.folder) if options.part == "sweep" else variants(options.folder, options.lr, options.seeds)
     with ThreadPoolExecutor(options.processes) as pool:
-        list(pool.map(lambda job: train(job[0], *job[1]), jobs))
+        try:
+            ended = list(pool.map(lambda job: train(job[0], *job[1]), jobs))
+        except KeyboardInterrupt:
+            pool.shutdown(cancel_futures=True)  # what runs has been interrupted too, and goes on another time
+            raise
+    sys.exit(0 if all(ended) else 1)
 
 
 if __name__ == "__main__":
