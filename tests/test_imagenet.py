@@ -18,6 +18,8 @@ from jpegs import CLASSES, jpeg_shards, jpeg_tree
 from torch import nn
 
 import batchnorm as bn
+from batchnorm.cli import main
+from batchnorm.paper import imagenet, predict
 from batchnorm.paper.comparison import read_records
 from batchnorm.paper.distortions import Distort, crops_144, normalised
 from batchnorm.paper.imagenet import Trainer, run_variant
@@ -184,10 +186,10 @@ def test_kill_9_at_random_loses_nothing_that_a_resume_does_not_bring_back(tree, 
     time.sleep(rng.uniform(0, 1.5))
     process.kill()
     process.communicate()
-    resumed = command("batchnorm", "inception", "--resume", folder)
-    output, _ = resumed.communicate(timeout=120)
-    assert resumed.returncode == 0, output
-    same(Run(folder), finished)
+    (job,) = choose_jobs(None, InceptionConfig(), None, folder)
+    run = Run(folder)
+    run_variant(job.config, job.variant, run, run.checkpoint(CHECKPOINT), ignore, Event(), ALONE)
+    same(run, finished)
 
 
 def test_ctrl_c_ends_with_a_checkpoint_and_says_how_to_go_on(tree, tmp_path):
@@ -317,6 +319,11 @@ def test_all_makes_a_run_of_each_variant_and_resumes_them(tree, tmp_path):
         (InceptionConfig("fashion", batch_size=1), "batch-size must be at least 2; got 1"),
         (InceptionConfig("fashion", lr=float("inf")), "lr must be a positive number; got inf"),
         (InceptionConfig("fashion", decay_every=-1), "decay-every must be a positive number; got -1"),
+        (InceptionConfig("fashion", workers=-1), "workers must be at least 0; got -1"),
+        (InceptionConfig("fashion", threads=0), "threads must be at least 1; got 0"),
+        (InceptionConfig("fashion", modules=("9z",)), "modules: '9z' is not one of 3a, 3b"),
+        (InceptionConfig("fashion", width=1e-3), r"width 0\.001 leaves a layer"),
+        (InceptionConfig("nowhere"), "--data nowhere is no folder"),
     ],
 )
 def test_settings_that_cannot_be_run_are_named_before_anything_is_written(config, message, tmp_path):
@@ -371,13 +378,78 @@ def test_an_ensemble_is_the_mean_of_probabilities_of_144_crops(tree, finished, t
     assert rows[-1]["runs"] == ["bn-x5, seed 1", "bn-x30, seed 2"]
 
 
+def test_what_has_diverged_is_left_out_of_an_evaluation(tree, tmp_path, finished, caplog):
+    diverged = resumed_jobs(train(tmp_path / "diverged", INCEPTION_X5, replace(TINY, data=tree, lr=1e6)).folder)
+    with pytest.raises(bn.BatchNormError, match="has diverged: its parameters are not finite"):
+        evaluate(diverged, tree, 1, True, 0, ignore)
+    rows = evaluate([*diverged, *resumed_jobs(finished.folder)], tree, 1, True, 0, ignore)
+    assert [row["runs"] for row in rows] == [["bn-x5, seed 1"]]
+    assert f"left out: {diverged[0].folder} has diverged" in caplog.text
+
+
+@pytest.fixture
+def damaged(tmp_path):
+    """A tree of which the last image to validate, alone in its batch, can't be read."""
+    folder = jpeg_tree(tmp_path / "damaged", train=2, val=1)
+    images = open_images(str(folder), "val")
+    Path(images.name(len(images) - 1)).write_bytes(b"no image")
+    return str(folder)
+
+
+@pytest.mark.parametrize("crops", [1, 144])
+def test_an_evaluation_passes_over_a_batch_of_damaged_images(damaged, finished, crops, monkeypatch):
+    monkeypatch.setattr(predict, "FORWARD_IMAGES", 3 if crops == 1 else 144)
+    (row,) = evaluate(resumed_jobs(finished.folder), damaged, crops, True, 0, ignore)
+    assert row["images"] == 9
+
+
+def test_images_none_of_which_can_be_read_are_an_error(damaged, finished, tmp_path):
+    for path in (Path(damaged) / "val").rglob("*.jpg"):
+        path.write_bytes(b"no image")
+    with pytest.raises(bn.BatchNormError, match=r"none of the 10 images of .* can be read"):
+        evaluate(resumed_jobs(finished.folder), damaged, 1, True, 0, ignore)
+    with pytest.raises(bn.BatchNormError, match="none of the 10 validation images can be read"):
+        train(tmp_path / "run", BN_X5, replace(TINY, data=damaged))
+
+
+def test_measuring_passes_over_a_damaged_batch_and_training_does_not(damaged, monkeypatch):
+    monkeypatch.setattr(imagenet, "EVALUATION_BATCH", 3)
+    config = settled(replace(TINY, data=damaged, batch_size=2), BN_X5)
+    trainer = Trainer(config, BN_X5, *(open_images(damaged, split) for split in ("train", "val")), ALONE)
+    assert trainer._count_correct()[2] == 9
+    for path in (Path(damaged) / "train").rglob("*.jpg"):
+        path.write_bytes(b"no image")
+    with pytest.raises(
+        bn.BatchNormError, match=r"every image of a mini-batch is damaged, such as .*\.jpg: not an image"
+    ):
+        trainer.update(0)
+
+
+def test_activations_that_overflow_are_recorded_not_a_crash(tree):
+    config = settled(replace(TINY, data=tree), BN_X5)
+    trainer = Trainer(config, BN_X5, *(open_images(tree, split) for split in ("train", "val")), ALONE)
+    with torch.no_grad():
+        next(trainer.model.parameters()).fill_(3e38)  # finite, and its sums are not
+        trainer.model.eval()
+        with pytest.warns(RuntimeWarning, match="is not finite"):
+            row = trainer.measure()
+    assert (row["top1"], row["top5"]) == (None, None)
+
+
+def test_going_on_with_other_processes_is_said(tree, caplog):
+    config = settled(replace(TINY, data=tree), BN_X5)
+    trainer = Trainer(config, BN_X5, *(open_images(tree, split) for split in ("train", "val")), ALONE)
+    state = {"step": 3, **trainer.state()}
+    trainer.restore(state)
+    assert caplog.text == ""
+    trainer.restore(state | {"processes": 8})
+    assert "this run had 8 processes and goes on with 1: other mini-batches, other epochs" in caplog.text
+
+
 def test_what_cannot_be_evaluated_is_an_error(tree, tmp_path, finished):
     (job,) = new_jobs("bn-x5", replace(TINY, data=tree), tmp_path / "new")
     with pytest.raises(bn.BatchNormError, match="has no checkpoint to evaluate"):
         load_network(job, folded=True)
-    diverged = train(tmp_path / "diverged", INCEPTION_X5, replace(TINY, data=tree, lr=1e6))
-    with pytest.raises(bn.BatchNormError, match="has diverged"):
-        load_network(resumed_jobs(diverged.folder)[0], folded=True)
     (smaller,) = new_jobs("bn-x5", replace(TINY, data=tree, size=32), tmp_path / "smaller")
     renamed = jpeg_tree(tmp_path / "renamed", train=1, val=1)
     for number, path in enumerate(sorted((renamed / "val").iterdir())):
@@ -388,16 +460,21 @@ def test_what_cannot_be_evaluated_is_an_error(tree, tmp_path, finished):
         evaluate([*resumed_jobs(finished.folder), smaller], tree, 1, True, 0, ignore)
 
 
-def test_the_commands_evaluate_and_report(tree, finished, tmp_path):
-    done = command("batchnorm", "evaluate", finished.folder, "--data", tree)
-    output, _ = done.communicate(timeout=120)
-    assert done.returncode == 0, output
-    assert "with every BN folded away" in output
+@pytest.mark.parametrize("name", ["evaluate", "report"])
+def test_a_command_without_runs_is_an_error(name, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["batchnorm", name, *(["--data", "fashion"] if name == "evaluate" else [])])
+    with pytest.raises(SystemExit, match="batchnorm: name the folder of at least one run"):
+        main()
+
+
+def test_the_commands_evaluate_and_report(tree, finished, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["batchnorm", "evaluate", str(finished.folder), "--data", tree, "--workers", "0"])
+    main()
+    assert "with every BN folded away" in capsys.readouterr().out
     row = json.loads((finished.folder / "evaluations.jsonl").read_text().splitlines()[-1])
     assert row["top1"] == finished.rows()[-1]["top1"]
-    done = command("batchnorm", "report", finished.folder, "--out", tmp_path / "report")
-    output, _ = done.communicate(timeout=120)
-    assert done.returncode == 0, output
+    monkeypatch.setattr(sys, "argv", ["batchnorm", "report", str(finished.folder), "--out", str(tmp_path / "report")])
+    main()
     assert {path.name for path in (tmp_path / "report").iterdir()} == {"figure2.png", "figure2.svg", "report.html"}
     page = (tmp_path / "report" / "report.html").read_text()
     assert "BN-Inception multicrop" in page

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from itertools import islice
 from threading import Event
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..errors import BatchNormError
 from ..recalibrate import recalibrate
 from .distortions import Distort, normalised
 from .evaluate import count_hits
@@ -23,6 +25,7 @@ from .run import Checkpoint, Row, Run
 from .train import Training, train
 from .variants import SGD_MOMENTUM, Variant, learning_rate, rescaled
 
+LOG = logging.getLogger(__name__)
 STATISTICS_BATCHES = 20  # training mini-batches a process that the population statistics are estimated from
 STATISTICS_SEED = 1_000_003  # they are drawn in an order of their own
 EVALUATION_BATCH = 100
@@ -95,9 +98,14 @@ class Trainer:
         if self.variant.batch_norm:
             stream = self._placed(self.statistics_batches.batches(self.step))
             batches = [images for images, _ in islice(stream, STATISTICS_BATCHES)]
-            with self._autocast():
-                recalibrate(self.model, batches, progress=_silent)
+            try:
+                with self._autocast():
+                    recalibrate(self.model, batches, progress=_silent)
+            except BatchNormError:  # on all processes alike: no batch is left whose activations are finite
+                return row | {"top1": None, "top5": None}
         top1, top5, count = self.processes.sum(self._count_correct()).tolist()
+        if not count:
+            raise BatchNormError(f"none of the {len(self.val_images)} validation images can be read")
         return row | {"top1": top1 / count, "top5": top5 / count}
 
     @property
@@ -113,6 +121,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "classes": list(images.classes),
             "channels": images.channels,
+            "processes": self.processes.world_size,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -120,6 +129,9 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = state["step"]
+        before, now = state.get("processes", self.processes.world_size), self.processes.world_size
+        if before != now and self.processes.rank == 0:
+            LOG.warning("this run had %d processes and goes on with %d: other mini-batches, other epochs", before, now)
 
     def _image_batches(self, images: Images, seed: int) -> ImageBatches:
         config, processes = self.config, self.processes
@@ -128,10 +140,17 @@ class Trainer:
         where = (processes.rank, processes.world_size)
         return ImageBatches(images, distort, config.batch_size, seed, shuffle, *where, config.workers)
 
-    def _placed(self, stream: Iterator[Batch]) -> Iterator[tuple[Tensor, Tensor]]:
-        """The images and labels of the batches, where the network is; what is damaged is counted."""
+    def _placed(self, stream: Iterator[Batch], passing_over: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
+        """The images and labels of the batches, where the network is; what is damaged is counted.
+
+        `passing_over`: also whole batches that are damaged; in training the steps would no longer be numbered.
+        """
         for batch in stream:
             self.damage.count(batch.damaged)
+            if not len(batch.labels):
+                if not passing_over:
+                    raise BatchNormError(f"every image of a mini-batch is damaged, such as {batch.damaged[0]}")
+                continue
             images = normalised(batch.images.to(self.processes.device, non_blocking=True))
             labels = batch.labels.to(self.processes.device, non_blocking=True)
             yield images.contiguous(memory_format=self.format), labels
@@ -141,7 +160,7 @@ class Trainer:
         where = (self.processes.rank, self.processes.world_size)
         stream = evaluation_batches(self.val_images, self.config.size, 1, EVALUATION_BATCH, *where, self.config.workers)
         counts = torch.zeros(3, dtype=torch.float64)
-        for images, labels in self._placed(stream):
+        for images, labels in self._placed(stream, passing_over=True):
             with self._autocast():
                 logits = self.model(images)
             counts += count_hits(logits, labels)

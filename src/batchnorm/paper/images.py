@@ -41,6 +41,13 @@ FASHION_SUMS = {
 class DamagedImage(Exception):
     """One image that can't be read; its name and why."""
 
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(name, reason)  # both, since workers send it pickled
+        self.name, self.reason = name, reason
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.reason}"
+
 
 class Images(Protocol):
     """The labelled images of one split.
@@ -149,7 +156,7 @@ class FolderImages:
         try:
             return decode(Path(path).read_bytes())
         except (OSError, ValueError) as error:
-            raise DamagedImage(f"{path}: {error}") from error
+            raise DamagedImage(path, str(error)) from error
 
 
 class ShardImages:
@@ -194,7 +201,7 @@ class ShardImages:
                 file.seek(offset)
                 return decode(file.read(size))
         except (OSError, ValueError) as error:
-            raise DamagedImage(f"{self.name(number)}: {error}") from error
+            raise DamagedImage(self.name(number), str(error)) from error
 
 
 class FashionImages:
@@ -235,11 +242,13 @@ def decode(content: bytes) -> Tensor:
     """
     # An extra, which the other experiments do without. (Torchvision's decoder takes two thirds of its time for the same
     # pixels, and is deprecated.)
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(io.BytesIO(content)) as image:
             pixels = np.array(image.convert("RGB"))
+    except UnidentifiedImageError as error:  # it would name an object in memory
+        raise ValueError("not an image, or of an unknown format") from error
     except Exception as error:  # broken bytes make a decoder raise anything
         raise ValueError(str(error)) from error
     return torch.from_numpy(pixels).permute(2, 0, 1)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from ..errors import BatchNormError
+from .images import check_classes, open_images
 from .inception_config import InceptionConfig, Settled, settled
 from .processes import launched, restarted
 from .run import Run, new_folder
@@ -59,14 +60,16 @@ def new_jobs(name: str, config: InceptionConfig, out: Path | None) -> list[Job]:
     """Make the run folder of a variant, or of each variant of a group within one folder.
 
     Raises:
-        BatchNormError: settings that can't be run; a folder that exists.
+        BatchNormError: settings that can't be run; images that can't be read; a folder that exists.
     """
-    if name not in GROUPS:
-        return [_new_job(BY_NAME[name], config, out)]
-    for variant in GROUPS[name]:
+    variants = GROUPS.get(name) or (BY_NAME[name],)
+    for variant in variants:
         settled(config, variant)
+    check_classes(open_images(config.data, "val"), open_images(config.data, "train").classes)
+    if name not in GROUPS:
+        return [_new_job(*variants, config, out)]
     folder = new_folder(out, f"{EXPERIMENT}-{name}")
-    return [_new_job(variant, config, folder / variant.name) for variant in GROUPS[name]]
+    return [_new_job(variant, config, folder / variant.name) for variant in variants]
 
 
 def resumed_jobs(folder: Path) -> list[Job]:
@@ -100,7 +103,13 @@ def resumed_job(folder: Path) -> Job:
 
 
 def runs(folders: Sequence[Path]) -> list[Job]:
-    """The jobs of several folders, each of a run or of a group of them."""
+    """The jobs of several folders, each of a run or of a group of them.
+
+    Raises:
+        BatchNormError: no folder, or one that is neither.
+    """
+    if not folders:
+        raise BatchNormError("name the folder of at least one run of batchnorm inception")
     return [job for folder in folders for job in resumed_jobs(folder)]
 
 

@@ -23,11 +23,11 @@ LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Batch:
-    """images (N, C, H, W) or (N, crops, C, H, W), uint8; labels (N,), int64; the names of those left out."""
+    """images (N, C, H, W) or (N, crops, C, H, W), uint8; labels (N,), int64; those left out. N can be 0."""
 
     images: Tensor
     labels: Tensor
-    damaged: tuple[str, ...]
+    damaged: tuple[DamagedImage, ...]
 
 
 class Damage:
@@ -40,15 +40,15 @@ class Damage:
     def __init__(self, limit: int) -> None:
         self.limit, self._names = limit, set()
 
-    def count(self, names: Iterable[str]) -> None:
+    def count(self, images: Iterable[DamagedImage]) -> None:
         """Log these too."""
-        for name in names:
-            if name in self._names:
+        for image in images:
+            if image.name in self._names:
                 continue
-            self._names.add(name)
-            LOG.warning("passed over a damaged image: %s", name)
+            self._names.add(image.name)
+            LOG.warning("passed over a damaged image: %s", image)
             if len(self._names) > self.limit:
-                raise BatchNormError(f"more images are damaged than --max-damaged {self.limit}; the last is {name}")
+                raise BatchNormError(f"more images are damaged than --max-damaged {self.limit}; the last is {image}")
 
 
 class Order:
@@ -109,19 +109,24 @@ class ImageBatches(Dataset):
 
     def numbers(self, step: int) -> list[tuple[int, int]]:
         """(epoch, image) of each image of batch `step`, from 0."""
-        images, world_size = self.order.images, self.world_size
+        images, world_size, rank = self.order.images, self.world_size, self.rank
         numbers = []
         for position in range(step * self.batch_size, (step + 1) * self.batch_size):
             # The last epoch e with _taken(e, rank) <= position.
-            epoch = ((position + 1) * world_size - 1 - self.rank) // images
-            first = sum(self._taken(epoch + 1, rank) - self._taken(epoch, rank) for rank in range(self.rank))
-            place = first + position - self._taken(epoch, self.rank)
+            epoch = ((position + 1) * world_size - 1 - rank) // images
+            first = self._taken_before(epoch + 1, rank) - self._taken_before(epoch, rank)
+            place = first + position - self._taken(epoch, rank)
             numbers.append((epoch, int(self.order.epoch(epoch)[place])))
         return numbers
 
     def _taken(self, epochs: int, rank: int) -> int:
         """How many images `rank` has had after so many epochs: over all ranks epochs * images, none one ahead."""
         return (epochs * self.order.images + rank) // self.world_size
+
+    def _taken_before(self, epochs: int, rank: int) -> int:
+        """The sum of `_taken` over the ranks below this one: they differ by one at most."""
+        each, left = divmod(epochs * self.order.images, self.world_size)
+        return rank * each + max(0, rank - self.world_size + left)
 
     def __getitem__(self, step: int) -> Batch:
         samples = []
@@ -181,17 +186,17 @@ def _leave_interrupts_to_the_trainer(worker: int) -> None:  # noqa: ARG001
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _sample(images: Images, number: int, view: Callable[[Tensor], Tensor]) -> tuple[Tensor, int] | str:
-    """What `view` makes of an image, and its label; or its name and what is wrong with it."""
+def _sample(images: Images, number: int, view: Callable[[Tensor], Tensor]) -> tuple[Tensor, int] | DamagedImage:
+    """What `view` makes of an image, and its label; or what is wrong with it."""
     try:
         return view(images.read(number)), images.label(number)
     except DamagedImage as error:
-        return str(error)
+        return error
 
 
-def _collated(samples: list[tuple[Tensor, int] | str]) -> Batch:
-    whole = [sample for sample in samples if not isinstance(sample, str)]
-    damaged = tuple(sample for sample in samples if isinstance(sample, str))
+def _collated(samples: list[tuple[Tensor, int] | DamagedImage]) -> Batch:
+    whole = [sample for sample in samples if not isinstance(sample, DamagedImage)]
+    damaged = tuple(sample for sample in samples if isinstance(sample, DamagedImage))
     if not whole:
-        raise BatchNormError(f"every image of a mini-batch is damaged, such as {damaged[0]}")
+        return Batch(torch.empty(0), torch.empty(0, dtype=torch.long), damaged)
     return Batch(torch.stack([image for image, _ in whole]), torch.tensor([label for _, label in whole]), damaged)

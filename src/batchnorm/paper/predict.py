@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 
 import torch
@@ -12,13 +13,18 @@ from ..fold import fold
 from .distortions import normalised
 from .evaluate import count_hits
 from .imagenet import network
-from .images import check_classes, open_images
+from .images import Images, check_classes, open_images
 from .jobs import CHECKPOINT, Job
 from .loader import Damage, evaluation_batches
 from .run import Row, Run
 
+LOG = logging.getLogger(__name__)
 FORWARD_IMAGES = 144  # crops that go through a network at once, so that memory stays flat
 FOLD_TOLERANCE = 1e-3  # of the logits; the networks are float32
+
+
+class Diverged(BatchNormError):
+    """A run whose network computes nothing any more."""
 
 
 def load_network(job: Job, folded: bool) -> tuple[nn.Module, tuple[str, ...]]:
@@ -27,7 +33,7 @@ def load_network(job: Job, folded: bool) -> tuple[nn.Module, tuple[str, ...]]:
     `folded`: its BN composed away (Alg. 2, line 11).
 
     Raises:
-        BatchNormError: the run has no checkpoint, a damaged one, or one of parameters that are not finite.
+        BatchNormError: the run has no checkpoint, or a damaged one; Diverged, if its parameters are not finite.
     """
     state = Run(job.folder).checkpoint(CHECKPOINT).load()
     if state is None:
@@ -36,7 +42,7 @@ def load_network(job: Job, folded: bool) -> tuple[nn.Module, tuple[str, ...]]:
     model = network(job.config, job.variant, len(classes), channels).eval()
     model.load_state_dict(state["model"])
     if not all(parameter.isfinite().all() for parameter in model.parameters()):
-        raise BatchNormError(f"{job.folder} has diverged: its parameters are not finite. Leave it out")
+        raise Diverged(f"{job.folder} has diverged: its parameters are not finite")
     if folded and job.variant.batch_norm:
         example = torch.randn(2, channels, size, size, generator=torch.Generator().manual_seed(0))
         model = fold(model, example, tolerance=FOLD_TOLERANCE).model
@@ -52,6 +58,8 @@ def evaluate(
     progress: Callable[[int, int], None],
 ) -> list[Row]:
     """Top-1 and top-5 accuracy of each run, and of their ensemble, in one pass over the validation images.
+
+    Runs that have diverged are left out, with a warning, unless all have.
 
     A prediction is the arithmetic mean of the class probabilities: of the crops, then of the networks (Sec. 4.2.3).
 
@@ -69,20 +77,22 @@ def evaluate(
     (size,) = sizes
     source = open_images(data, "val")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    networks = []
-    for job in jobs:
-        model, classes = load_network(job, folded)
-        check_classes(source, classes)
-        networks.append(model.to(device))
+    networks = _networks(jobs, folded, source)
+    jobs = list(networks)
+    models = [model.to(device) for model in networks.values()]
     hits = torch.zeros(len(jobs) + 1, 3, dtype=torch.float64)
     damage = Damage(len(source))
     for batch in evaluation_batches(source, size, crops, max(1, FORWARD_IMAGES // crops), 0, 1, workers):
         damage.count(batch.damaged)
+        if not len(batch.labels):
+            continue
         images = normalised(batch.images.to(device))
-        each = torch.stack([_probabilities(model, images) for model in networks]).cpu()
+        each = torch.stack([_probabilities(model, images) for model in models]).cpu()
         for counts, probabilities in zip(hits, [*each, each.mean(0)], strict=True):
             counts += count_hits(probabilities, batch.labels)
         progress(int(hits[0, 2]), len(source))
+    if not hits[0, 2]:
+        raise BatchNormError(f"none of the {len(source)} images of {data} can be read")
     labels = [f"{job.variant.name}, seed {job.config.seed}" for job in jobs]
     members = [(job.variant.name, [label]) for job, label in zip(jobs, labels, strict=True)]
     common = {"crops": crops, "size": size, "folded": folded}
@@ -91,6 +101,24 @@ def evaluate(
         for (name, runs), (top1, top5, count) in zip([*members, ("ensemble", labels)], hits.tolist(), strict=True)
         if name != "ensemble" or len(jobs) > 1
     ]
+
+
+def _networks(jobs: Sequence[Job], folded: bool, source: Images) -> dict[Job, nn.Module]:
+    """The networks of the jobs that have not diverged."""
+    networks, diverged = {}, []
+    for job in jobs:
+        try:
+            model, classes = load_network(job, folded)
+        except Diverged as error:
+            diverged.append(error)
+            continue
+        check_classes(source, classes)
+        networks[job] = model
+    if not networks:
+        raise diverged[0]
+    for error in diverged:
+        LOG.warning("left out: %s", error)
+    return networks
 
 
 @torch.inference_mode()
