@@ -1,13 +1,21 @@
 """Pictures and page are drawn from records alone; the page is opened in a real browser with the network off."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-from batchnorm.paper.figures import accuracy_floor, figure1, heat_map
+import batchnorm as bn
+from batchnorm.paper.comparison import Record, fig3_table, fig4_table, read_records
+from batchnorm.paper.figures import VARIANT_STYLES, accuracy_floor, figure1, figure2, heat_map
+from batchnorm.paper.inception_config import InceptionConfig, settled
+from batchnorm.paper.inception_report import write_inception_report
+from batchnorm.paper.jobs import Job
 from batchnorm.paper.report import steps_table, write_report
+from batchnorm.paper.run import Run
+from batchnorm.paper.variants import BY_NAME
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
@@ -81,22 +89,30 @@ def test_steps_table():
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory):
+def browser():
     if CHROMIUM is None:
         pytest.skip("no chromium on the PATH: the page was not opened in a browser (Debian: apt-get install chromium)")
-    report = write_report(made_up_rows(), {"lr": 0.1, "data": None}, tmp_path_factory.mktemp("report"))
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        context = browser.new_context(offline=True, viewport={"width": 1280, "height": 800})
-        tab = context.new_page()
-        tab.errors, tab.requests = [], []
-        tab.on("pageerror", lambda error: tab.errors.append(str(error)))
-        tab.on("console", lambda message: tab.errors.append(message.text) if message.type == "error" else None)
-        tab.on("request", lambda request: tab.requests.append(request.url))
-        tab.goto(report.as_uri())
-        tab.wait_for_selector(".plotly .scatterlayer .trace path.js-line")
-        yield tab
+        yield browser
         browser.close()
+
+
+def opened(browser, report):
+    """The page, without a network."""
+    tab = browser.new_context(offline=True, viewport={"width": 1280, "height": 800}).new_page()
+    tab.errors, tab.requests = [], []
+    tab.on("pageerror", lambda error: tab.errors.append(str(error)))
+    tab.on("console", lambda message: tab.errors.append(message.text) if message.type == "error" else None)
+    tab.on("request", lambda request: tab.requests.append(request.url))
+    tab.goto(report.as_uri())
+    tab.wait_for_selector(".plotly .scatterlayer .trace path.js-line")
+    return tab
+
+
+@pytest.fixture(scope="module")
+def page(browser, tmp_path_factory):
+    return opened(browser, write_report(made_up_rows(), {"lr": 0.1, "data": None}, tmp_path_factory.mktemp("report")))
 
 
 def test_the_page_needs_nothing_but_itself(page):
@@ -127,3 +143,103 @@ def test_hovering_a_curve_reads_the_records(page, panel, wanted):
 def test_the_table_and_the_settings_are_on_the_page(page):
     assert page.locator("tbody tr").all_inner_texts() == ["\t".join(line) for line in steps_table(made_up_rows())[1:]]
     assert page.get_by_text("Settings: lr 0.1.").is_visible()
+
+
+def record(name, best, seed=1, diverged=None, evaluations=()):
+    """A run of 1,000 steps that rises to `best` in equal parts, or ends where it diverged."""
+    config = settled(InceptionConfig("fashion", seed=seed), BY_NAME[name])
+    end = 1000 if diverged is None else diverged
+    rows = [{"step": step, "loss": 1.0, "top1": best * step / 1000, "top5": 1.0} for step in range(0, end + 1, 100)]
+    if diverged is not None:
+        rows[-1] = {"step": diverged, "loss": None, "diverged": True}
+    return Record(Job(BY_NAME[name], config, Path(name)), rows, list(evaluations))
+
+
+def comparison():
+    found = [record("inception", 0.8), record("bn-x5", 0.9), record("bn-x5", 1.0, seed=2)]
+    return [*found, record("inception-x5", 0.5, diverged=300)]
+
+
+def evaluation(top1, crops=1):
+    return {"name": "bn-x5", "runs": ["bn-x5, seed 1"], "crops": crops, "size": 28, "top1": top1, "top5": 1.0}
+
+
+def test_variants_are_told_apart_without_colours_too():
+    styles = {name: style for name, style in VARIANT_STYLES.items() if not name.startswith("ensemble")}
+    assert len({style["color"] for style in styles.values()}) == 7
+    assert len({VARIANT_STYLES[name]["dash"] for name in ("inception", "bn-baseline", "bn-x5", "bn-x30")}) == 4
+
+
+def test_figure2_is_drawn_as_png_and_svg(tmp_path):
+    png, svg = figure2(comparison(), tmp_path)
+    assert (png.name, svg.name) == ("figure2.png", "figure2.svg")
+    assert size(png) == (1200, 750)
+    assert svg.read_text().startswith("<?xml")
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        [record("bn-x5", 0.9)],
+        [record("inception", 0.5, diverged=100), record("inception-x5", 0.5, diverged=200)],
+        [record(f"ensemble-{number}", 0.9) for number in range(1, 7)],
+    ],
+    ids=["no plain network", "all diverged", "ensemble"],
+)
+def test_any_choice_of_runs_is_drawn_and_tabulated(records, tmp_path):
+    assert all(
+        path.stat().st_size > 1000 for path in [*figure2(records, tmp_path), write_inception_report(records, tmp_path)]
+    )
+    assert len(fig3_table(records)) == 1 + len({r.job.variant.name for r in records})
+
+
+def test_fig3_table():
+    head, plain, x5, diverged = fig3_table(comparison())
+    assert head[3] == "steps to 80.00%"
+    assert plain[3:6] == ["1,000", "80.00%", "1,000"]
+    # 0.9 s / 1000 >= 0.8 from s = 889 on, measured at 900; 1.0 s / 1000 from 800.
+    assert x5[2:6] == ["2", "850", "95.00% ± 7.07", "1,000"]
+    assert diverged[3] == "never; diverged at 300"
+
+
+def test_what_a_network_could_no_longer_compute_is_divergence():
+    gone = record("bn-x5", 0.9)
+    gone.rows[-1] |= {"top1": None, "top5": None}
+    assert gone.diverged == 1000
+    assert gone.best["step"] == 900
+
+
+def test_the_newest_evaluation_of_a_kind_counts():
+    own = record("bn-x5", 0.9, evaluations=[evaluation(0.5), evaluation(0.75, crops=144), evaluation(0.875)])
+    assert fig4_table([own])[1:3] == [
+        ["bn-x5", "28", "1", "1", "12.50%", "0.00%"],
+        ["bn-x5", "28", "144", "1", "25.00%", "0.00%"],
+    ]
+
+
+def test_runs_that_have_not_begun_are_left_out_of_a_report(tmp_path):
+    for number, name in enumerate(("bn-x5", "bn-x30")):
+        config = vars(settled(InceptionConfig("fashion"), BY_NAME[name]))
+        run = Run.create(tmp_path / name, "inception", {"variant": name, **config})
+        if number:
+            run.append({"step": 0, "loss": None, "top1": 0.1, "top5": 0.5})
+    assert [found.job.variant.name for found in read_records([tmp_path])] == ["bn-x30"]
+    with pytest.raises(bn.BatchNormError, match="bn-x5 has no records yet; train it first"):
+        read_records([tmp_path / "bn-x5"])
+
+
+@pytest.fixture(scope="module")
+def inception_page(browser, tmp_path_factory):
+    return opened(browser, write_inception_report(comparison(), tmp_path_factory.mktemp("inception")))
+
+
+def test_the_page_of_inception_needs_nothing_but_itself(inception_page):
+    assert [url for url in inception_page.requests if not url.startswith(("file:", "data:", "blob:"))] == []
+    assert inception_page.errors == []
+
+
+def test_the_page_of_inception_names_each_variant_and_what_diverged(inception_page):
+    names = sorted(inception_page.locator(".legend .legendtext").all_text_contents())
+    assert names == ["bn-x5", "inception", "inception-x5", "inception-x5 diverged"]
+    lines = inception_page.locator("table").first.locator("tbody tr").all_inner_texts()
+    assert lines == ["\t".join(line) for line in fig3_table(comparison())[1:]]

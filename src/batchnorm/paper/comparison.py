@@ -55,8 +55,9 @@ class Record:
 
     @property
     def diverged(self) -> int | None:
-        """The step at which the loss was no longer finite, if it came to that."""
-        return next((row["step"] for row in self.rows if row.get("diverged")), None)
+        """The step at which the loss, or what the network computes, was no longer finite, if it came to that."""
+        gone = (row["step"] for row in self.rows if row.get("diverged") or row.get("top1", 0) is None)
+        return next(gone, None)
 
     def steps_to(self, accuracy: float) -> int | None:
         """The first measured step with that top-1."""
@@ -64,19 +65,15 @@ class Record:
 
 
 def read_records(folders: Sequence[Path]) -> list[Record]:
-    """The records of runs, and of folders of runs.
+    """The records of runs, and of folders of runs, but for those that have not measured anything yet.
 
     Raises:
-        BatchNormError: a folder is no run of batchnorm inception, or has not measured anything yet.
+        BatchNormError: a folder is no run of batchnorm inception; there are no records at all.
     """
-    records = []
-    for job in runs(folders):
-        run = Run(job.folder)
-        rows = run.rows()
-        if not rows:
-            raise BatchNormError(f"{job.folder} has no records yet; leave it out, or train it first")
-        records.append(Record(job, rows, read_rows(job.folder / EVALUATIONS)))
-    return records
+    found = [Record(job, Run(job.folder).rows(), read_rows(job.folder / EVALUATIONS)) for job in runs(folders)]
+    if not any(record.rows for record in found):
+        raise BatchNormError(f"{found[0].job.folder} has no records yet; train it first")
+    return [record for record in found if record.rows]
 
 
 def by_variant(records: Sequence[Record]) -> dict[str, list[Record]]:
@@ -117,17 +114,14 @@ def fig3_table(records: Sequence[Record]) -> list[list[str]]:
 
 
 def fig4_table(records: Sequence[Record]) -> list[list[str]]:
-    """Header and a line an evaluation, errors in %; the paper's lines after ours."""
-    table = [["", "resolution", "crops", "models", "top-1 error", "top-5 error"]]
-    seen = set()
-    for record in records:
-        for row in record.evaluations:
-            key = (tuple(row["runs"]), row["crops"])
-            if key not in seen:
-                seen.add(key)
-                errors = [f"{1 - row['top1']:.2%}", f"{1 - row['top5']:.2%}"]
-                table.append([row["name"], str(row["size"]), str(row["crops"]), str(len(row["runs"])), *errors])
-    return [*table, *([f"paper: {line[0]}", *line[1:]] for line in PAPER_FIG4)]
+    """Header and a line an evaluation, the newest of its kind, errors in %; the paper's lines after ours."""
+    head = ["", "resolution", "crops", "models", "top-1 error", "top-5 error"]
+    ours = {}
+    for row in (row for record in records for row in record.evaluations):
+        errors = [f"{1 - row['top1']:.2%}", f"{1 - row['top5']:.2%}"]
+        line = [row["name"], str(row["size"]), str(row["crops"]), str(len(row["runs"])), *errors]
+        ours[(*row["runs"], row["size"], row["crops"])] = line
+    return [head, *ours.values(), *([f"paper: {line[0]}", *line[1:]] for line in PAPER_FIG4)]
 
 
 def _reached(steps: list[int | None], members: Sequence[Record]) -> str:

@@ -23,10 +23,10 @@ STYLES = {
 }
 VARIANT_STYLES = {
     "inception": {"color": "#000000", "dash": "--"},
-    "bn-baseline": {"color": "#E69F00", "dash": "-"},
-    "bn-x5": {"color": "#0072B2", "dash": "-"},
+    "bn-baseline": {"color": "#E69F00", "dash": ":"},
+    "bn-x5": {"color": "#0072B2", "dash": "-."},
     "bn-x30": {"color": "#D55E00", "dash": "-"},
-    "bn-x5-sigmoid": {"color": "#009E73", "dash": "-."},
+    "bn-x5-sigmoid": {"color": "#009E73", "dash": "-"},
     "inception-x5": {"color": "#56B4E9", "dash": "--"},
     "inception-sigmoid": {"color": "#CC79A7", "dash": ":"},
 } | {f"ensemble-{number}": {"color": "#999999", "dash": "-"} for number in range(1, 7)}

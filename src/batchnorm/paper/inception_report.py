@@ -22,7 +22,10 @@ def write_inception_report(records: Sequence[Record], folder: Path) -> Path:
     configs = {(r.job.config.data.rsplit("/", 1)[-1], r.job.config.size, r.job.config.batch_size) for r in records}
     settings = "; ".join(f"data {data}, {size}x{size}, batch {batch}" for data, size, batch in sorted(configs, key=str))
     sections = [
-        ("Figure 2: accuracy against training steps", _figure(records).to_html(full_html=False, include_plotlyjs=True)),
+        (
+            "Figure 2: accuracy against training steps",
+            _figure(records).to_html(full_html=False, include_plotlyjs=True, config={"displaylogo": False}),
+        ),
         ("Figure 3: steps to the plain network's best, and the best", html_table(fig3_table(records))),
         ("Figure 4: crops and ensembles", html_table(fig4_table(records))),
     ]
@@ -36,13 +39,24 @@ def _figure(records: Sequence[Record]) -> go.Figure:
     for name, members in by_variant(records).items():
         style = VARIANT_STYLES[name]
         steps, low, middle, high = band(members)
-        line = {"color": style["color"], "dash": {"-.": "dashdot", ":": "dot", **DASHES}[style["dash"]]}
+        line = {"color": style["color"], "dash": DASHES[style["dash"]]}
         if len(members) > 1:
-            edge = {"line": {"width": 0}, "hoverinfo": "skip", "showlegend": False, "legendgroup": name}
+            edge = {
+                "line": {"width": 0},
+                "hoverinfo": "skip",
+                "showlegend": False,
+                "legendgroup": name,
+                "mode": "lines",
+            }
             figure.add_scatter(x=steps, y=low, **edge)
             figure.add_scatter(x=steps, y=high, fill="tonexty", fillcolor=style["color"] + "26", **edge)
-        figure.add_scatter(x=steps, y=middle, name=name, line=line, legendgroup=name, hovertemplate="%{y:.2%}")
-    figure.update_traces(mode="lines")
+        hover = "%{y:.2%}"
+        figure.add_scatter(x=steps, y=middle, line=line, mode="lines", name=name, legendgroup=name, hovertemplate=hover)
+        ends = [record.diverged for record in members if record.diverged is not None]
+        if ends:
+            cross = {"color": style["color"], "symbol": "x", "size": 9}
+            diverged = {"name": f"{name} diverged", "legendgroup": name, "hovertemplate": "diverged"}
+            figure.add_scatter(x=[min(ends)], y=[0], marker=cross, mode="markers", cliponaxis=False, **diverged)
     figure.update_xaxes(title_text="training steps")
     figure.update_yaxes(title_text="top-1 on the validation images", tickformat=".0%", range=[0, 1])
     figure.update_layout(hovermode="x unified", template="plotly_white", height=520)

@@ -14,7 +14,7 @@ from .figures import STYLES, accuracy_floor, series
 from .run import Row, write_atomically
 
 LEVELS = (0.90, 0.95, 0.97)
-DASHES = {"-": "solid", "--": "dash"}
+DASHES = {"-": "solid", "--": "dash", "-.": "dashdot", ":": "dot"}
 
 
 def steps_table(rows: list[Row]) -> list[list[str]]:
