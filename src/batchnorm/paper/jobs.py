@@ -67,7 +67,7 @@ def new_jobs(name: str, config: InceptionConfig, out: Path | None) -> list[Job]:
         settled(config, variant)
     check_classes(open_images(config.data, "val"), open_images(config.data, "train").classes)
     if name not in GROUPS:
-        return [_new_job(*variants, config, out)]
+        return [_new_job(variants[0], config, out)]
     folder = new_folder(out, f"{EXPERIMENT}-{name}")
     return [_new_job(variant, config, folder / variant.name) for variant in variants]
 
