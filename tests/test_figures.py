@@ -9,6 +9,7 @@ from playwright.sync_api import sync_playwright
 
 import batchnorm as bn
 from batchnorm.paper.comparison import Record, fig3_table, fig4_table, read_records
+from batchnorm.paper.console import print_table
 from batchnorm.paper.figures import VARIANT_STYLES, accuracy_floor, figure1, figure2, heat_map
 from batchnorm.paper.inception_config import InceptionConfig, settled
 from batchnorm.paper.inception_report import write_inception_report
@@ -173,7 +174,7 @@ def test_variants_are_told_apart_without_colours_too():
 def test_figure2_is_drawn_as_png_and_svg(tmp_path):
     png, svg = figure2(comparison(), tmp_path)
     assert (png.name, svg.name) == ("figure2.png", "figure2.svg")
-    assert size(png) == (1200, 750)
+    assert size(png) == (1200, 825)
     assert svg.read_text().startswith("<?xml")
 
 
@@ -202,8 +203,24 @@ def test_fig3_table():
     assert diverged[3] == "never; diverged at 300"
 
 
+def test_a_run_that_reached_the_level_and_diverged_says_both():
+    table = fig3_table([record("inception", 0.2), record("bn-x5", 0.9, diverged=800)])
+    assert table[2][3] == "300; diverged at 800"
+
+
+def test_narrow_terminals_keep_the_names_of_the_variants(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    records = [record(name, 0.9) for name in VARIANT_STYLES]
+    print_table("Figure 3", fig3_table(records))
+    printed = capsys.readouterr().out
+    assert all(f" {name} " in printed for name in VARIANT_STYLES)
+    assert max(map(len, printed.splitlines())) <= 80
+
+
 def test_what_a_network_could_no_longer_compute_is_divergence():
     gone = record("bn-x5", 0.9)
+    gone.rows[4] |= {"top1": None, "top5": None}
+    assert gone.diverged is None  # it came back
     gone.rows[-1] |= {"top1": None, "top5": None}
     assert gone.diverged == 1000
     assert gone.best["step"] == 900

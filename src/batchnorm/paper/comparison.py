@@ -55,9 +55,9 @@ class Record:
 
     @property
     def diverged(self) -> int | None:
-        """The step at which the loss, or what the network computes, was no longer finite, if it came to that."""
-        gone = (row["step"] for row in self.rows if row.get("diverged") or row.get("top1", 0) is None)
-        return next(gone, None)
+        """The step at which the loss, or what the network computes, was not finite at the end, if it came to that."""
+        last = self.rows[-1]
+        return last["step"] if last.get("diverged") or last.get("top1", 0) is None else None
 
     def steps_to(self, accuracy: float) -> int | None:
         """The first measured step with that top-1."""
@@ -102,7 +102,7 @@ def fig3_table(records: Sequence[Record]) -> list[list[str]]:
     plain = groups.get(INCEPTION.name)
     level = mean(record.best["top1"] for record in plain) if plain else None
     reach = f"steps to {level:.2%}" if level is not None else "steps to the plain network's best"
-    table = [["", "learning rate", "seeds", reach, "best top-1", "at step", "paper: steps to 72.2%", "best"]]
+    table = [["", "lr", "seeds", reach, "best top-1", "at step", "paper: steps to 72.2%", "best"]]
     for name, members in groups.items():
         steps = "" if level is None else _reached([record.steps_to(level) for record in members], members)
         best = [record.best for record in members]
@@ -126,11 +126,10 @@ def fig4_table(records: Sequence[Record]) -> list[list[str]]:
 
 def _reached(steps: list[int | None], members: Sequence[Record]) -> str:
     found = [step for step in steps if step is not None]
-    if not found:
-        ends = [record.diverged for record in members if record.diverged is not None]
-        return f"never; diverged at {min(ends):,}" if ends else "never"
     missing = "" if len(found) == len(steps) else f" ({len(found)} of {len(steps)} seeds)"
-    return f"{mean(found):,.0f}{missing}"
+    ends = [record.diverged for record in members if record.diverged is not None]
+    end = f"; diverged at {min(ends):,}" if ends else ""
+    return (f"{mean(found):,.0f}{missing}" if found else "never") + end
 
 
 def _spread(values: list[float]) -> str:

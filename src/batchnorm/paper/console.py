@@ -94,7 +94,9 @@ def print_table(title: str, lines: list[list[str]]) -> None:
     """Print lines of cells under a title; the first line is the header."""
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
     for column, name in enumerate(lines[0]):
-        table.add_column(name, justify="right" if column else "left")
+        # Narrow terminals break cells between words, and never cut the word that names the line.
+        longest = max((len(word) for line in lines for word in line[0].split()), default=0)
+        table.add_column(name, justify="right" if column else "left", min_width=None if column else longest)
     for line in lines[1:]:
         table.add_row(*line)
     Console().print(table)

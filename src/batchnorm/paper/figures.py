@@ -8,7 +8,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import PercentFormatter, StrMethodFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
 
 from .comparison import Record, band, by_variant
 from .evaluate import PERCENTILES
@@ -57,7 +57,7 @@ def figure1(rows: list[Row], folder: Path) -> list[Path]:
 
 def figure2(records: Sequence[Record], folder: Path) -> list[Path]:
     """Fig. 2: top-1 against steps, a line a variant, its mean over seeds in a band from the worst to the best."""
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    figure = Figure(figsize=(8, 5.5), layout="constrained")
     axes = figure.subplots()
     groups = by_variant(records)
     for name, members in groups.items():
@@ -72,7 +72,8 @@ def figure2(records: Sequence[Record], folder: Path) -> list[Path]:
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.grid(alpha=0.25)
-    axes.legend(loc="lower right", ncols=2)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.legend(loc="outside lower center", ncols=4, frameon=False)  # within, it would hide what stays at chance
     return _save(figure, folder, "figure2")
 
 
