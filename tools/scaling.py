@@ -41,7 +41,7 @@ def step_seconds(machine: Machine) -> tuple[float, float]:
 def main() -> None:
     training = json.loads(RECORD.read_text())["training"]
     here = training["ours, NHWC, float32"]["images_per_second"]
-    gpu = 0.3 * 312e12 / FLOPS_AN_IMAGE  # an assumption: 30 % of an A100's bfloat16 peak
+    gpu = 0.15 * 312e12 / FLOPS_AN_IMAGE  # an assumption: 15 % of an A100's bfloat16 peak
     machines = [
         Machine("this machine", 1, here, 1.0, 0.0),
         Machine("8 GPUs, one machine", 8, gpu, 200e9, 5e-6),
