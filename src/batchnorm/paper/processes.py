@@ -110,5 +110,6 @@ def joined() -> Iterator[Processes]:
     try:
         control = dist.new_group(backend="gloo") if cuda else None
         yield Processes(dist.get_rank(), dist.get_world_size(), device, control)
+        dist.barrier()  # none takes its connections down while another still uses them
     finally:
         dist.destroy_process_group()
