@@ -6,7 +6,7 @@ import signal
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Event
 from types import FrameType
@@ -72,15 +72,17 @@ def _display(
     job: Job, run: Run, processes: Processes
 ) -> Iterator[tuple[Callable[[Row], None], Callable[[int, Tensor], None]]]:
     """What to call with each row, and after each step."""
-    done = (run.checkpoint(CHECKPOINT).load() or {"step": 0})["step"]
+    reached = max((row["step"] for row in run.rows()), default=0)
     columns = (TextColumn("{task.description:>17}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     fields = TextColumn("{task.fields[speed]} {task.fields[loss]} {task.fields[accuracy]}")
     images = job.config.batch_size * processes.world_size
     with Progress(*columns, fields) as bars, _tensorboard(run.folder) as write_row:
-        bar = bars.add_task(job.variant.name, total=job.config.steps, completed=done, speed="", loss="", accuracy="")
-        shown = [time.monotonic(), done]
+        bar = bars.add_task(job.variant.name, total=job.config.steps, completed=reached, speed="", loss="", accuracy="")
+        shown = [time.monotonic()]
 
         def progress(step: int, loss: Tensor) -> None:
+            if len(shown) == 1:
+                shown.append(step - 1)
             seconds = time.monotonic() - shown[0]
             if seconds >= REFRESH_SECONDS or step == job.config.steps:
                 speed = f"{(step - shown[1]) * images / max(seconds, 1e-9):.0f} images/s"
@@ -107,8 +109,7 @@ def _tensorboard(folder: Path) -> Iterator[Callable[[Row], None]]:
             warnings.simplefilter("ignore")  # its own, of its own dependencies
             from torch.utils.tensorboard.writer import SummaryWriter
     except ImportError:
-        with nullcontext():
-            yield _ignore
+        yield _ignore
         return
 
     with SummaryWriter(str(folder / "tensorboard")) as writer:
