@@ -21,7 +21,7 @@ ROWS = [
     {"fold", "freeze", "fuse", "insert", "recalibrate"},
     {"files"},
     {"command"},
-    {"paper.data", "paper.run", "paper.processes", "paper.inception", "paper.variants"},
+    {"paper.data", "paper.run", "paper.processes", "paper.inception", "paper.variants", "paper.settings"},
     {"paper.backprop", "paper.evaluate", "paper.train", "paper.inception_config"},
     {"paper.mnist", "paper.images"},
     {"paper.sweep", "paper.jobs", "paper.distortions"},

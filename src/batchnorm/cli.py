@@ -21,7 +21,7 @@ try:
     from .paper.inception_config import InceptionConfig
     from .paper.jobs import VariantName, choose_jobs
     from .paper.mnist import MnistConfig, config_from_json, config_to_json
-    from .paper.processes import joined, threads_each
+    from .paper.processes import cores_each, joined
     from .paper.run import Run
     from .paper.sweep import check_sweep
 except ModuleNotFoundError as missing:
@@ -100,7 +100,7 @@ def inception(
     keep_memory()
     with joined() as processes:
         jobs = processes.share(lambda: choose_jobs(variant, config, out, resume))
-        torch.set_num_threads(jobs[0].config.threads or threads_each())
+        torch.set_num_threads(jobs[0].config.threads or cores_each())
         if not show_jobs(jobs, processes) and processes.rank == 0:
             folder = jobs[0].folder if len(jobs) == 1 else jobs[0].folder.parent
             print(f"Stopped early. Go on with: batchnorm inception --resume {folder}")

@@ -9,6 +9,7 @@ import torch
 
 from ..errors import BatchNormError
 from .inception import MODULES, SMALL, Inception
+from .settings import check_settings
 from .variants import DECAY_EVERY, INCEPTION, Variant
 
 # For Fashion-MNIST: the plain network's best in the sweep of records/inception-fashion; and 16 decays in the 1.6 epochs
@@ -94,13 +95,7 @@ def settled(config: InceptionConfig, variant: Variant) -> Settled:
     smallest = {
         "steps": 1, "eval_every": 1, "batch_size": 2, "seed": 0, "size": 8, "max_damaged": 0,
         "workers": 0, "threads": 1}  # fmt: skip
-    for name, least in smallest.items():
-        value = getattr(chosen, name)
-        if value is not None and value < least:
-            raise BatchNormError(f"{name.replace('_', '-')} must be at least {least}; got {value}")
-    for name in ("lr", "decay_every", "width", "checkpoint_minutes"):
-        if not 0 < getattr(chosen, name) < float("inf"):
-            raise BatchNormError(f"{name.replace('_', '-')} must be a positive number; got {getattr(chosen, name)}")
+    check_settings(chosen, smallest, ("lr", "decay_every", "width", "checkpoint_minutes"))
     with torch.device("meta"):  # its own errors, without its memory
         Inception(size=chosen.size, width=chosen.width, modules=chosen.modules)
     return chosen

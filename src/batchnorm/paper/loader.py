@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from ..errors import BatchNormError
 from .distortions import Distort, centre_crop, crops_144
 from .images import DamagedImage, FashionImages, Images
+from .processes import cores_each
 
 LOG = logging.getLogger(__name__)
 
@@ -166,9 +166,7 @@ def evaluation_batches(
 
 def default_workers(images: Images) -> int:
     """A process a core to decode and distort, shared by the trainings of a machine; none for images in memory."""
-    if isinstance(images, FashionImages):
-        return 0
-    return max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))  # torchrun's
+    return 0 if isinstance(images, FashionImages) else cores_each()
 
 
 def _loader(batches: Dataset, numbers: Iterable[int], workers: int) -> Iterable[Batch]:

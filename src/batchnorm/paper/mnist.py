@@ -20,6 +20,7 @@ from .backprop import loss_and_gradients
 from .data import PIXELS, Batches, Mnist, load_mnist
 from .evaluate import measure
 from .run import Row, Run
+from .settings import check_settings
 from .train import Training, train
 
 LABELS = {"plain": "without BN", "bn": "with BN"}
@@ -56,12 +57,7 @@ class MnistConfig:
         Raises:
             BatchNormError: the first setting that can't be run, or data that can't be read.
         """
-        for name, smallest in (("steps", 1), ("eval_every", 1), ("threads", 1), ("seed", 0)):
-            if getattr(self, name) < smallest:
-                raise BatchNormError(f"{name.replace('_', '-')} must be at least {smallest}; got {getattr(self, name)}")
-        for name in ("lr", "std"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise BatchNormError(f"{name} must be a positive number; got {getattr(self, name)}")
+        check_settings(self, {"steps": 1, "eval_every": 1, "threads": 1, "seed": 0}, ("lr", "std"))
         data = load_mnist(self.data)
         Batches(len(data.train_images), self.batch_size, self.seed)
         return data

@@ -88,7 +88,7 @@ def _restarts() -> int:
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
-def threads_each() -> int:
+def cores_each() -> int:
     """The cores of this machine, divided among its processes."""
     return max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
@@ -109,7 +109,7 @@ def joined() -> Iterator[Processes]:
     dist.init_process_group("nccl" if cuda else "gloo", store=store, rank=rank, world_size=world_size)
     try:
         control = dist.new_group(backend="gloo") if cuda else None
-        yield Processes(dist.get_rank(), dist.get_world_size(), device, control)
+        yield Processes(rank, world_size, device, control)
         dist.barrier()  # none takes its connections down while another still uses them
     finally:
         dist.destroy_process_group()
