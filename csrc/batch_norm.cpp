@@ -12,14 +12,16 @@ namespace {
 using namespace batchnorm;
 
 constexpr int64_t kSerial = 32768;         // values below which waking the pool costs more than it saves
-constexpr int64_t kGroupBytes = 1 << 19;   // of the inputs of a group of maps: half of a common second-level cache
+constexpr int64_t kGroupBytes = 3 << 17;   // of the inputs of a group of maps: two groups and an output fit 1 MiB
 constexpr int64_t kMaxGroup = 64;          // maps
-constexpr int64_t kAhead = 4096;           // values from a row that is read to what is fetched meanwhile
 constexpr int64_t kRun = 256;              // values that share registers of sums; four times as many at most
 constexpr int64_t kChunkValues = 1 << 15;  // of a chunk of rows
 constexpr int64_t kMaxChunks = 64;
-constexpr int kRows = 8;                   // summed together, so that a column's sums stay in registers for as long
-constexpr int kMapRows = 4;                // written together
+constexpr int kRows = 8;                   // summed in float before their sum is added in double
+constexpr int64_t kNarrow = 256;           // columns of a row below which several places share one
+constexpr int64_t kStrip = 512;            // columns whose sums are kept in the first-level cache
+constexpr int64_t kFarAhead = 4096;        // values from what is read to what is fetched: where nothing is written,
+constexpr int64_t kAhead = 1024;           // and where something is written
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t values(const Problem& p) { return p.n * p.c * p.s; }
@@ -243,11 +245,6 @@ inline void map_run(T* out, int64_t n, const ValueAt& value) {
         return;
     }
     int64_t i = 0;
-    if constexpr (PastCache) {
-        const int64_t head = -static_cast<int64_t>(reinterpret_cast<uintptr_t>(out) / sizeof(T)) & (N - 1);
-        if (head) store<false, N>(out, value(Width<N>{}, 0));
-        i = head;
-    }
     for (; i + N <= n; i += N) store<PastCache, N>(out + i, value(Width<N>{}, i));
     if (i < n) store<false, N>(out + n - N, value(Width<N>{}, n - N));
 }
@@ -257,7 +254,8 @@ inline Coefficients<N> spread(const Affine& k) {
     return {splat<N>(k.mean), splat<N>(k.a), splat<N>(k.b)};
 }
 
-// body(c0, c1) for groups of neighbouring maps, as many as fit the cache.
+// body(c0, c1, to_next) for groups of neighbouring maps, as many as fit the cache; a map of the thread's next group, which
+// is read while this one is written, lies `to_next` values behind, or 0 where none follows.
 template <class Body>
 void each_group(const Problem& p, int64_t bytes, const Body& body) {
     const int count = threads(p);
@@ -266,10 +264,30 @@ void each_group(const Problem& p, int64_t bytes, const Body& body) {
     int64_t groups = ceil_div(ceil_div(p.c, fit < 1 ? 1 : fit), count) * count;  // as much for each thread
     groups = groups < p.c ? groups : p.c;
     parallel(count, [&](int thread, int of) {
-        for (int64_t g = groups * thread / of; g < groups * (thread + 1) / of; ++g)
-            body(g * p.c / groups, (g + 1) * p.c / groups);
+        const int64_t begin = groups * thread / of, end = groups * (thread + 1) / of;
+        for (int64_t g = begin; g < end; ++g) {
+            const int64_t c0 = g * p.c / groups, c1 = (g + 1) * p.c / groups;
+            body(c0, c1, g + 1 < end ? (c1 - c0) * p.s : 0);
+        }
         end_of_stream();
     });
+}
+
+// Writes the maps [c0, c1), of the last image first: what was read last is still nearest. While a map of one image is
+// written, the same map of the image to come is fetched for writing; after the last image, of the next group.
+// value(Width, channel, place) gives what is written.
+template <bool PastCache, class T, class ValueAt>
+void write_maps(const Problem& p, int64_t c0, int64_t c1, T* out, const ValueAt& value) {
+    for (int64_t n = p.n - 1; n >= 0; --n) {
+        const int64_t later = (n ? -p.c : (p.n - 1) * p.c + c1 - c0) * p.s;
+        for (int64_t c = c0; c < c1; ++c) {
+            const int64_t at = (n * p.c + c) * p.s;
+            map_run<PastCache>(out + at, p.s, [&](auto w, int64_t i) {
+                if constexpr (!PastCache) own<w.n>(out + at + i + later);
+                return value(w, c, at + i);
+            });
+        }
+    }
 }
 
 // The sums of the maps [c0, c1), image by image as the memory lies; short maps of a few images share their registers.
@@ -295,7 +313,7 @@ template <class T, Activation A, bool PastCache>
 void forward_maps(const Forward& f) {
     const T* x = static_cast<const T*>(f.x);
     T* z = static_cast<T*>(f.z);
-    each_group(f, sizeof(T), [&](int64_t c0, int64_t c1) {
+    each_group(f, sizeof(T), [&](int64_t c0, int64_t c1, int64_t to_next) {
         float shift[kMaxGroup];
         Affine k[kMaxGroup];
         const auto sum = [&](auto e, int64_t from, int64_t to, Sums* sums) {
@@ -319,13 +337,10 @@ void forward_maps(const Forward& f) {
             }
             k[c - c0] = finish(f, c, shift[c - c0], Sums::total(s.first), Sums::total(s.second));
         }
-        for (int64_t n = f.n - 1; n >= 0; --n)  // what was read last is still nearest
-            for (int64_t c = c0; c < c1; ++c) {
-                const int64_t at = (n * f.c + c) * f.s;
-                map_run<PastCache>(z + at, f.s, [&](auto w, int64_t i) {
-                    return normalized<A, w.n>(x + at + i, spread<w.n>(k[c - c0]), f.slope);
-                });
-            }
+        write_maps<PastCache>(f, c0, c1, z, [&](auto w, int64_t c, int64_t at) {
+            fetch<w.n>(x + at + to_next);
+            return normalized<A, w.n>(x + at, spread<w.n>(k[c - c0]), f.slope);
+        });
     });
 }
 
@@ -334,7 +349,7 @@ void backward_maps(const Backward& b) {
     const T* x = static_cast<const T*>(b.x);
     const T* dz = static_cast<const T*>(b.dz);
     T* dx = static_cast<T*>(b.dx);
-    each_group(b, 2 * sizeof(T), [&](int64_t c0, int64_t c1) {
+    each_group(b, 2 * sizeof(T), [&](int64_t c0, int64_t c1, int64_t to_next) {
         Sums sums[kMaxGroup];
         Affine k[kMaxGroup];
         Slopes slopes[kMaxGroup];
@@ -362,15 +377,13 @@ void backward_maps(const Backward& b) {
             slopes[c - c0] = finish(b, c, k[c - c0], Sums::total(s.first), Sums::total(s.second));
         }
         if (!dx) return;
-        for (int64_t n = b.n - 1; n >= 0; --n)
-            for (int64_t c = c0; c < c1; ++c) {
-                const int64_t at = (n * b.c + c) * b.s;
-                const Slopes& m = slopes[c - c0];
-                map_run<PastCache>(dx + at, b.s, [&](auto w, int64_t i) {
-                    return input_gradient<A, w.n>(x + at + i, dz + at + i, spread<w.n>(k[c - c0]),
-                                                  splat<w.n>(m.c1), splat<w.n>(m.c0), b.slope);
-                });
-            }
+        write_maps<PastCache>(b, c0, c1, dx, [&](auto w, int64_t c, int64_t at) {
+            const Slopes& m = slopes[c - c0];
+            fetch<w.n>(x + at + to_next);
+            fetch<w.n>(dz + at + to_next);
+            return input_gradient<A, w.n>(x + at, dz + at, spread<w.n>(k[c - c0]), splat<w.n>(m.c1),
+                                          splat<w.n>(m.c0), b.slope);
+        });
     });
 }
 
@@ -385,6 +398,8 @@ bool inference_maps(const Inference& f) {
     parallel(threads(f), [&](int thread, int count) {
         for (int64_t map = maps * thread / count; map < maps * (thread + 1) / count; ++map)
             map_run<PastCache>(z + map * f.s, f.s, [&](auto w, int64_t i) {
+                fetch<w.n>(x + map * f.s + i + kAhead);
+                if constexpr (!PastCache) own<w.n>(z + map * f.s + i + kAhead);
                 return normalized<A, w.n>(x + map * f.s + i, spread<w.n>(k[map % f.c]), f.slope);
             });
         end_of_stream();
@@ -400,8 +415,9 @@ struct Rows {
     int64_t chunk, chunks;                 // rows of a chunk: the same for any number of threads, and so are the sums
 
     explicit Rows(const Problem& p) {
-        if (p.c <= 128)
-            while (fold * p.c < 64 || fold * p.c % kFloats) ++fold;
+        const int64_t narrow = p.dtype == Dtype::bfloat16 ? kNarrow / 4 : kNarrow;
+        if (p.c < 2 * narrow)
+            while (fold * p.c < narrow || fold * p.c % kFloats) ++fold;
         width = fold * p.c;
         count = values(p) / width;
         rest = values(p) % width;
@@ -464,17 +480,22 @@ struct Scratch {
     }
 };
 
-// Adds the terms of K rows of `n` columns; column(Width, c) gives the term at an offset. Down the columns the memory
-// is read in jumps, which no prefetcher follows; so each step fetches its share of K rows further on, in their order.
-template <class E, int K, class T, class Column>
-inline void sum_rows(double* first, double* second, int64_t row, int64_t width, int64_t n, const T* x, const T* dz,
-                     const Column& column) {
-    const int64_t next = (row + ceil_div(kAhead, K * width) * K) * width;
+// How rows are walked, by measurement. float32 waits for memory: one row after the other, as the memory lies, is what
+// the hardware's prefetcher follows. Half the bytes wait for the arithmetic as well: rows are walked together, so that
+// what belongs to a column is loaded once for them, and it stays in registers.
+template <class T>
+constexpr bool kTogether = sizeof(T) == 2;
+
+// Adds the terms of K rows of `n` columns to the sums: term(Width, column) gives the term at a place. Down the columns
+// the memory is read in jumps; so each step fetches, by next(Width, place), its share of K rows further on, in order.
+template <class E, int K, class Column, class Next>
+inline void sum_down(double* first, double* second, int64_t row, int64_t width, int64_t n, const Column& column,
+                     const Next& next) {
+    const int64_t fetched = (row + ceil_div(kFarAhead, K * width) * K) * width;
     sweep<kFloats * sizeof(float) / sizeof(E)>(n, [&](auto w, int64_t c) {
         Vec<E, w.n> u{}, uv{};
         const auto term = column(w, c);
-        fetch<K * w.n>(x + next + c * K);
-        if (dz) fetch<K * w.n>(dz + next + c * K);
+        next(Width<K * w.n>{}, fetched + c * K);
 #pragma GCC unroll 16
         for (int k = 0; k < K; ++k) {
             const auto t = term((row + k) * width + c);
@@ -486,45 +507,79 @@ inline void sum_rows(double* first, double* second, int64_t row, int64_t width, 
     });
 }
 
-// The sums of a chunk of rows, over x and, in the backward, dz.
-template <class E, int K, class T, class Column>
-void sum_chunk(const Rows& r, Scratch& s, int64_t chunk, int64_t row, int64_t end, int64_t rest, const T* x,
-               const T* dz, const Column& column) {
+// The same for a few rows, one after the other; meanwhile the columns' sums wait in the first-level cache.
+template <class E, class Column, class Next>
+inline void sum_along(double* first, double* second, int64_t row, int64_t rows, int64_t width, int64_t n,
+                      const Column& column, const Next& next) {
+    constexpr int N = kFloats * sizeof(float) / sizeof(E);
+    alignas(64) E u[kStrip], uv[kStrip];
+    for (int64_t begin = 0; begin < n; begin += kStrip) {
+        const int64_t strip = n - begin < kStrip ? n - begin : kStrip;
+        const auto add = [&](auto is_first, int64_t at) {
+            sweep<N>(strip, [&](auto w, int64_t c) {
+                next(w, at + c + kFarAhead);
+                const auto t = column(w, begin + c)(at + c);
+                const Vec<E, w.n> zero{};
+                write(u + c, is_first.n ? t.u : load<w.n>(u + c) + t.u);
+                write(uv + c, madd<w.n>(t.u, t.v, is_first.n ? zero : load<w.n>(uv + c)));
+            });
+        };
+        add(Width<true>{}, row * width + begin);
+        for (int64_t k = 1; k < rows; ++k) add(Width<false>{}, (row + k) * width + begin);
+        sweep<N>(strip, [&](auto w, int64_t c) {
+            accumulate<w.n>(first + begin + c, load<w.n>(u + c));
+            accumulate<w.n>(second + begin + c, load<w.n>(uv + c));
+        });
+    }
+}
+
+// The sums of a chunk of rows.
+template <class E, class T, class Column, class Next>
+void sum_chunk(const Rows& r, Scratch& s, int64_t chunk, int64_t row, int64_t end, int64_t rest, const Column& column,
+               const Next& next) {
     double *first = s.first + chunk * r.width, *second = s.second + chunk * r.width;
     std::memset(first, 0, r.width * sizeof(double));
     std::memset(second, 0, r.width * sizeof(double));
-    for (; row + K <= end; row += K) sum_rows<E, K>(first, second, row, r.width, r.width, x, dz, column);
-    for (; row < end; ++row) sum_rows<E, 1>(first, second, row, r.width, r.width, x, dz, column);
-    if (rest) sum_rows<E, 1>(first, second, end, r.width, rest, x, dz, column);
+    if constexpr (kTogether<T>)
+        for (; row + kRows <= end; row += kRows)
+            sum_down<E, kRows>(first, second, row, r.width, r.width, column, next);
+    for (; row < end; row += kRows)
+        sum_along<E>(first, second, row, end - row < kRows ? end - row : kRows, r.width, r.width, column, next);
+    if (rest) sum_along<E>(first, second, end, 1, r.width, rest, column, next);
 }
 
-// A few rows at once, so that a column's coefficients are loaded for all of them: column(Width, c) gives the value at
-// an offset.
-template <bool PastCache, class T, class Column>
-void map_chunk(const Rows& r, T* out, int64_t row, int64_t end, int64_t rest, const Column& column) {
-    const auto map_rows = [&](auto past_cache, auto rows, int64_t begin, int64_t n) {
-        const int64_t ahead = ceil_div(kAhead / 2, rows.n * r.width) * r.width;
-        sweep<kFloats>(n, [&](auto w, int64_t c) {
-            const auto value = column(w, c);
-            if constexpr (!past_cache.n) own<rows.n * w.n>(out + begin + ahead * rows.n + c * rows.n);
+// Writes all rows: value(Width, column) gives what is to be written at a place, next(Width, place) fetches what it
+// will need, where memory is waited for.
+template <bool PastCache, class T, class Column, class Next>
+void write_rows(const Problem& p, const Rows& r, T* out, const Column& column, const Next& next) {
+    r.each_chunk(p, true, [&](int64_t, int64_t row, int64_t end, int64_t rest) {
+        const auto map = [&](auto rows, int64_t n) {
+            const int64_t step = rows.n * r.width, begin = row * r.width;
+            const int64_t later = begin + (rows.n > 1 ? ceil_div(kAhead, step) * step : kAhead);
+            sweep<kFloats>(n, [&](auto w, int64_t c) {
+                const auto value = column(w, c);
+                if constexpr (!kTogether<T>) next(w, later + c);
+                if constexpr (!PastCache) own<rows.n * w.n>(out + later + c * rows.n);
 #pragma GCC unroll 4
-            for (int k = 0; k < rows.n; ++k)
-                store<past_cache.n, w.n>(out + begin + k * r.width + c, value(begin + k * r.width + c));
-        });
-    };
-    for (; row + kMapRows <= end; row += kMapRows)
-        map_rows(Width<PastCache>{}, Width<kMapRows>{}, row * r.width, r.width);
-    for (; row < end; ++row) map_rows(Width<PastCache>{}, Width<1>{}, row * r.width, r.width);
-    if (rest) map_rows(Width<false>{}, Width<1>{}, end * r.width, rest);
+                for (int i = 0; i < rows.n; ++i)
+                    store<PastCache, w.n>(out + begin + i * r.width + c, value(begin + i * r.width + c));
+            });
+        };
+        if constexpr (kTogether<T>)
+            for (; row + 4 <= end; row += 4) map(Width<4>{}, r.width);
+        for (; row < end; ++row) map(Width<1>{}, r.width);
+        if (rest) map(Width<1>{}, rest);
+    });
 }
 
 template <class T, Activation A, bool PastCache>
 void normalize_rows(const Problem& p, const Rows& r, const Scratch& s, const T* x, T* z) {
-    r.each_chunk(p, true, [&](int64_t, int64_t row, int64_t end, int64_t rest) {
-        map_chunk<PastCache>(r, z, row, end, rest, [&](auto w, int64_t c) {
-            return [&, w, k = s.at<w.n>(c)](int64_t at) { return normalized<A, w.n>(x + at, k, p.slope); };
-        });
-    });
+    write_rows<PastCache>(
+        p, r, z,
+        [&](auto w, int64_t c) {
+            return [=, slope = p.slope, k = s.at<w.n>(c)](int64_t at) { return normalized<A, w.n>(x + at, k, slope); };
+        },
+        [&](auto w, int64_t at) { fetch<w.n>(x + at); });
 }
 
 // Whether all channels' sums are good.
@@ -545,10 +600,13 @@ bool forward_rows(const Forward& f) {
     const auto sum = [&](auto e) {
         using E = decltype(e);
         r.each_chunk(f, false, [&](int64_t chunk, int64_t row, int64_t end, int64_t rest) {
-            sum_chunk<E, kRows>(r, s, chunk, row, end, rest, x, static_cast<const T*>(nullptr), [&](auto w, int64_t c) {
-                const auto shift = as<E, w.n>(load<w.n>(s.mean + c));
-                return [=](int64_t at) { return deviation<E, w.n>(x + at, shift); };
-            });
+            sum_chunk<E, T>(
+                r, s, chunk, row, end, rest,
+                [&](auto w, int64_t c) {
+                    const auto shift = as<E, w.n>(load<w.n>(s.mean + c));
+                    return [=](int64_t at) { return deviation<E, w.n>(x + at, shift); };
+                },
+                [&](auto w, int64_t at) { fetch<w.n>(x + at); });
         });
         s.merge(r, f);
     };
@@ -567,13 +625,21 @@ bool backward_rows(const Backward& b) {
     Scratch s(r, r.chunks);
     if (!s.memory) return false;
     for (int64_t c = 0; c < b.c; ++c) s.set(b, r.fold, c, affine(b, c, b.mean[c], b.rstd[c]));
-    const float slope = b.slope;
+    const auto next = [&](auto w, int64_t at) __attribute__((always_inline)) {  // a call would spill every register
+        fetch<w.n>(x + at);
+        fetch<w.n>(dz + at);
+    };
     const auto sum = [&](auto e) {
         using E = decltype(e);
         r.each_chunk(b, false, [&](int64_t chunk, int64_t row, int64_t end, int64_t rest) {
-            sum_chunk<E, kRows>(r, s, chunk, row, end, rest, x, dz, [&](auto w, int64_t c) {
-                return [=, k = s.at<w.n>(c)](int64_t at) { return gradient<E, A, w.n>(x + at, dz + at, k, slope); };
-            });
+            sum_chunk<E, T>(
+                r, s, chunk, row, end, rest,
+                [&](auto w, int64_t c) {
+                    return [=, slope = b.slope, k = s.at<w.n>(c)](int64_t at) {
+                        return gradient<E, A, w.n>(x + at, dz + at, k, slope);
+                    };
+                },
+                next);
         });
         s.merge(r, b);
     };
@@ -582,13 +648,13 @@ bool backward_rows(const Backward& b) {
     for (int64_t c = 0; c < b.c; ++c)
         s.set(b, r.fold, c, finish(b, c, {s.mean[c], s.a[c], s.b[c]}, s.first[c], s.second[c]));
     if (!b.dx) return true;
-    r.each_chunk(b, true, [&](int64_t, int64_t row, int64_t end, int64_t rest) {
-        map_chunk<PastCache>(r, static_cast<T*>(b.dx), row, end, rest, [&](auto w, int64_t c) {
-            return [=, k = s.at<w.n>(c), c1 = load<w.n>(s.c1 + c), c0 = load<w.n>(s.c0 + c)](int64_t at) {
-                return input_gradient<A, w.n>(x + at, dz + at, k, c1, c0, slope);
-            };
-        });
-    });
+    write_rows<PastCache>(
+        b, r, static_cast<T*>(b.dx),
+        [&](auto w, int64_t c) {
+            return [=, slope = b.slope, k = s.at<w.n>(c), c1 = load<w.n>(s.c1 + c), c0 = load<w.n>(s.c0 + c)](
+                       int64_t at) { return input_gradient<A, w.n>(x + at, dz + at, k, c1, c0, slope); };
+        },
+        next);
     return true;
 }
 
@@ -630,10 +696,10 @@ const void* output(const Inference& f) { return f.z; }
 
 template <class T, Activation A, class P>
 bool choose_store(const P& p) {
-    // Rows are written whole, so every one of them has to be aligned; maps find their own alignment.
-    const bool aligned = (reinterpret_cast<uintptr_t>(output(p)) | (p.c * sizeof(T))) % (kFloats * sizeof(T)) == 0;
-    const bool past_cache = outgrows_cache<T>(p) && (aligned || !p.channels_last);
-    return past_cache ? run<T, A, true>(p) : run<T, A, false>(p);
+    // What is written past the cache has to fill whole lines: every row or map has to be aligned.
+    const auto length = (p.channels_last ? p.c : p.s) * sizeof(T);
+    const bool aligned = (reinterpret_cast<uintptr_t>(output(p)) | length) % (kFloats * sizeof(T)) == 0;
+    return aligned && outgrows_cache<T>(p) ? run<T, A, true>(p) : run<T, A, false>(p);
 }
 
 template <class T, class P>

@@ -27,12 +27,14 @@ void run(bool (*kernel)(const P&), const P& p) {
 // `batch` takes mean and unbiased variance, `saved` mean and rstd, (2, C) each; returns whether the batch is finite. The
 // running statistics, if given, move then.
 bool forward(const Problem& p, uintptr_t x, double eps, uintptr_t z, uintptr_t batch, uintptr_t saved,
-             uintptr_t running_mean, uintptr_t running_var, double momentum) {
+             uintptr_t running_mean, uintptr_t running_var, double momentum, uintptr_t count) {
     float *mean = at<float>(batch), *var = mean + p.c;
     double* saved_mean = at<double>(saved);
     run(kernels().forward,
         Forward{p, at<const void>(x), eps, at<void>(z), mean, var, saved_mean, saved_mean + p.c});
-    return update_running(at<float>(running_mean), at<float>(running_var), mean, var, p.c, momentum);
+    const bool finite = update_running(at<float>(running_mean), at<float>(running_var), mean, var, p.c, momentum);
+    if (finite && count) ++*at<int64_t>(count);
+    return finite;
 }
 
 void backward(const Problem& p, uintptr_t x, uintptr_t dz, uintptr_t saved, uintptr_t dx, uintptr_t dweight,
@@ -62,7 +64,7 @@ NB_MODULE(_kernels, m) {
             "n"_a, "c"_a, "s"_a, "channels_last"_a, "bfloat16"_a, "activation"_a, "slope"_a, "threads"_a, "weight"_a,
             "bias"_a);
     m.def("forward", forward, "problem"_a, "x"_a, "eps"_a, "z"_a, "batch"_a, "saved"_a, "running_mean"_a,
-          "running_var"_a, "momentum"_a);
+          "running_var"_a, "momentum"_a, "count"_a);
     m.def("backward", backward, "problem"_a, "x"_a, "dz"_a, "saved"_a, "dx"_a, "dweight"_a, "dbias"_a);
     m.def("inference", inference, "problem"_a, "x"_a, "mean"_a, "var"_a, "eps"_a, "z"_a);
     m.def(
@@ -74,4 +76,5 @@ NB_MODULE(_kernels, m) {
         "running_mean"_a, "running_var"_a, "mean"_a, "var"_a, "c"_a, "momentum"_a);
     m.def("target", [] { return kernels().target; });
     m.def("has_pool", has_pool);
+    m.def("last_level_cache", last_level_cache);
 }

@@ -1,6 +1,5 @@
-#include <unistd.h>
-
 #include <cmath>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <initializer_list>
@@ -59,12 +58,32 @@ bool update_running(float* running_mean, float* running_var, const float* mean, 
     return true;
 }
 
+namespace {
+
+// Of the deepest cache, as Linux tells it. glibc's sysconf is no help: on AMD it may report ten times the cache.
+int64_t deepest_cache() {
+    int64_t bytes = 0;
+    for (int index = 0; index < 8; ++index) {
+        char path[64];
+        std::snprintf(path, sizeof path, "/sys/devices/system/cpu/cpu0/cache/index%d/size", index);
+        std::FILE* file = std::fopen(path, "r");
+        if (!file) break;
+        long long size = 0;
+        char unit = ' ';
+        if (std::fscanf(file, "%lld%c", &size, &unit) >= 1) {
+            const int64_t here = size << (unit == 'K' ? 10 : unit == 'M' ? 20 : 0);
+            if (here > bytes) bytes = here;
+        }
+        std::fclose(file);
+    }
+    return bytes;
+}
+
+}  // namespace
+
 int64_t last_level_cache() {
-#if defined(_SC_LEVEL3_CACHE_SIZE)
-    static const int64_t bytes = sysconf(_SC_LEVEL3_CACHE_SIZE);
-    if (bytes > 0) return bytes;
-#endif
-    return int64_t{32} << 20;
+    static const int64_t bytes = deepest_cache();
+    return bytes > 0 ? bytes : int64_t{32} << 20;
 }
 
 }  // namespace batchnorm

@@ -47,6 +47,13 @@ inline Vec<float, N> load(const float* p) {
 }
 
 template <int N>
+inline Vec<double, N> load(const double* p) {
+    Vec<double, N> v;
+    __builtin_memcpy(&v, p, sizeof v);
+    return v;
+}
+
+template <int N>
 inline Vec<float, N> load(const bfloat16* p) {
     Vec<uint16_t, N> half;
     __builtin_memcpy(&half, p, sizeof half);

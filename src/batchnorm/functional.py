@@ -64,17 +64,18 @@ def batch_norm(
         ValueError, RuntimeError: torch's own, for a shape that does not fit.
     """
     check_activation(activation)
-    check_running(x, running_mean, running_var)
     if training:
         fused = (eps, activation, negative_slope)
         if running_mean is None or running_var is None:
+            check_running(x, running_mean, running_var)
             return normalize_by_batch(x, weight, bias, *fused)[0]
-        return normalize_and_track(x, running_mean, running_var, weight, bias, momentum, *fused)[0]
+        return normalize_and_track(x, running_mean, running_var, momentum, weight, bias, *fused)[0]
     if running_mean is None or running_var is None:
         raise BatchNormError(
             "batch_norm with training=False wants running_mean and running_var; got None. "
             "Give both, or normalise by the batch with training=True."
         )
+    check_running(x, running_mean, running_var)
     return normalize(x, running_mean, running_var, weight, bias, eps, activation, negative_slope)
 
 
@@ -112,23 +113,30 @@ def normalize_and_track(
     x: Tensor,
     running_mean: Tensor,
     running_var: Tensor,
+    momentum: float | Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
-    momentum: float | Tensor,
     eps: float,
     activation: Activation | None = None,
     negative_slope: float = 0.01,
+    count: Tensor | None = None,
 ) -> tuple[Tensor, bool | Tensor]:
-    """Normalise `x` by its own statistics and move the running ones, as `update_running`: z, and what that returns."""
+    """Normalise `x` by its own statistics and move the running ones, as `update_running`: z, and what that returns.
+
+    Raises: what `check_running` and `normalize_by_batch` raise.
+    """
     fused = activation if activation in kernels.ACTIVATIONS else None
+    # What the kernel takes needs no other check but that of the batch: between its passes over memory every call from
+    # Python waits for the caches, and costs five times what it does alone.
     statistics = (weight, bias, running_mean, running_var)
-    if not (isinstance(momentum, int | float) and _kernel_takes(x, FEWEST_IN_TRAINING, *statistics)):
-        z, mean, var = normalize_by_batch(x, weight, bias, eps, activation, negative_slope)
-        return z, update_running(running_mean, running_var, mean, var, momentum)
-    _check_batch(x, eps)
-    running = (running_mean, running_var, momentum)
-    z, _, finite = _normalize_by_kernel(x, weight, bias, eps, fused, negative_slope, running)
-    return (z if fused == activation else _activate(z, activation, negative_slope)), finite
+    if _kernel_takes(x, FEWEST_IN_TRAINING, *statistics) and _kernel_tracks(running_mean, running_var, momentum, count):
+        _check_batch(x, eps)
+        running = (running_mean, running_var, momentum, count)
+        z, _, finite = _normalize_by_kernel(x, weight, bias, eps, fused, negative_slope, running)
+        return (z if fused == activation else _activate(z, activation, negative_slope)), finite
+    check_running(x, running_mean, running_var)
+    z, mean, var = normalize_by_batch(x, weight, bias, eps, activation, negative_slope)
+    return z, update_running(running_mean, running_var, mean, var, momentum, count)
 
 
 def normalize(
@@ -154,14 +162,30 @@ def normalize(
 
 @torch.no_grad()
 def update_running(
-    running_mean: Tensor, running_var: Tensor, mean: Tensor, var: Tensor, momentum: float | Tensor
+    running_mean: Tensor,
+    running_var: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    momentum: float | Tensor,
+    count: Tensor | None = None,
 ) -> bool | Tensor:
     """Move the running statistics in place: running += momentum * (batch - running), unless the batch is not finite.
+
+    `count`, the number of batches seen, grows by 1 then.
 
     Returns:
         Whether the batch was finite and counted: a bool in eager mode on the CPU, elsewhere a boolean scalar tensor,
         decided on the device so that nothing waits for it.
     """
+    finite = _blend(running_mean, running_var, mean, var, momentum)
+    if count is not None:
+        count.add_(finite)
+    return finite
+
+
+def _blend(
+    running_mean: Tensor, running_var: Tensor, mean: Tensor, var: Tensor, momentum: float | Tensor
+) -> bool | Tensor:
     statistics = (running_mean, running_var, mean, var)
     if kernels.kernels_available() and _is_eager(*statistics) and _are_statistics(mean.numel(), *statistics):
         return kernels.update_running(*statistics, float(momentum))
@@ -211,7 +235,7 @@ def check_running(x: Tensor, running_mean: Tensor | None, running_var: Tensor | 
 def _check_batch(x: Tensor, eps: float) -> None:
     if eps <= 0.0:  # torch's own check is newer than the oldest torch that we run on
         raise BatchNormError(f"batch_norm eps must be positive during training, but got {eps}; the default is 1e-5")
-    if x.dim() > 1 and x.shape[0] * x.shape[2:].numel() == 1:
+    if x.dim() > 1 and x.numel() <= x.size(1) and x.shape[0] * x.shape[2:].numel() == 1:
         raise BatchNormError(
             f"Expected more than 1 value per channel when training, got input size {tuple(x.shape)}: a batch of one "
             "value has no variance. Use a larger batch (DataLoader(drop_last=True) drops a last batch of one), or "
@@ -235,6 +259,15 @@ def _kernel_takes(x: Tensor, fewest: int, *channelwise: Tensor | None) -> bool:
     )
 
 
+def _kernel_tracks(mean: Tensor, var: Tensor, momentum: float | Tensor, count: Tensor | None) -> bool:
+    """Whether the kernel may move these running statistics, beside what `_kernel_takes` asks of them."""
+    return (
+        not isinstance(momentum, Tensor)
+        and not (mean.requires_grad or var.requires_grad)
+        and (count is None or (count.dtype == torch.int64 and count.is_cpu))
+    )
+
+
 def _kernel_operator_takes(x: Tensor, *channelwise: Tensor | None) -> bool:
     """Whether a tracer records the kernel as an operator; it looks at strides as it runs: sizes may be symbols yet."""
     traced = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
@@ -248,10 +281,9 @@ def _kernel_fits(x: Tensor, *channelwise: Tensor | None) -> bool:
 
 
 def _are_statistics(channels: int, *tensors: Tensor | None) -> bool:
+    shape = (channels,)
     for t in tensors:  # not all(): this runs at every step of every layer
-        if t is not None and not (
-            t.dtype == torch.float32 and t.is_cpu and t.dim() == 1 and t.size(0) == channels and t.is_contiguous()
-        ):
+        if t is not None and not (t.dtype == torch.float32 and t.is_cpu and t.shape == shape and t.is_contiguous()):
             return False
     return True
 
@@ -262,7 +294,10 @@ def _is_eager(*tensors: Tensor | None) -> bool:
         return False
     if peek_interpreter_stack() is not None or forward_ad._current_level >= 0:
         return False
-    return all(t is None or type(t) in (Tensor, Parameter) for t in tensors)
+    for t in tensors:
+        if t is not None and type(t) is not Tensor and type(t) is not Parameter:
+            return False
+    return True
 
 
 def _needs_grad(*tensors: Tensor | None) -> bool:
@@ -271,7 +306,7 @@ def _needs_grad(*tensors: Tensor | None) -> bool:
 
 def _normalize_by_kernel(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, *how: Any
-) -> tuple[Tensor, Tensor, bool]:
+) -> tuple[Tensor, Tensor | None, bool]:
     if _needs_grad(x, weight, bias):
         return _NormalizeByBatch.apply(x, weight, bias, *how)
     z, batch, _, finite = kernels.forward(x, weight, bias, *how)
@@ -286,7 +321,8 @@ class _NormalizeByBatch(torch.autograd.Function):
         z, batch, saved, finite = kernels.forward(x, weight, bias, eps, activation, slope, running)
         ctx.save_for_backward(x, weight, bias, saved)
         ctx.fused = (eps, activation, slope)
-        ctx.mark_non_differentiable(batch)
+        if batch is not None:
+            ctx.mark_non_differentiable(batch)
         ctx.set_materialize_grads(False)
         return z, batch, finite
 

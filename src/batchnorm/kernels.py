@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,6 +18,8 @@ else:
 
 ACTIVATIONS: dict[str | None, int] = {None: 0, "relu": 1, "leaky_relu": 2}
 DTYPES = (torch.float32, torch.bfloat16)
+# Running mean and variance, the momentum that moves them, and how many batches they have seen.
+Running = tuple[Tensor, Tensor, float, Tensor | None]
 
 
 def kernels_available() -> bool:
@@ -27,8 +30,10 @@ def kernels_available() -> bool:
 def is_channels_last(x: Tensor) -> bool | None:
     """Whether the channels of a dense `x` vary fastest in memory; None if `x` is neither (N, C, S) nor (N, S, C)."""
     if x.is_contiguous():
-        return x.size(1) == 1 or x.dim() == 2 or x.shape[2:].numel() == 1
-    return True if x.movedim(1, -1).is_contiguous() else None
+        _, channels, *places = x.shape
+        return channels == 1 or math.prod(places) == 1
+    last = x.is_contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x.movedim(1, -1).is_contiguous()
+    return True if last else None
 
 
 def forward(
@@ -38,22 +43,29 @@ def forward(
     eps: float,
     activation: str | None,
     slope: float,
-    running: tuple[Tensor, Tensor, float] | None = None,
-) -> tuple[Tensor, Tensor, Tensor, bool]:
+    running: Running | None = None,
+) -> tuple[Tensor, Tensor | None, Tensor, bool]:
     """z; the batch's mean and unbiased variance, (2, C); for the backward mean and rstd, (2, C) double; all finite.
 
-    `running` is float32 running mean and variance, which move towards a finite batch by the momentum beside them.
+    With `running` statistics a finite batch moves them by the momentum beside them and adds 1 to their count; the
+    batch's own are not returned then, but (3, C) double, of which the backward wants the first two rows.
     """
     z, channels = torch.empty_like(x), x.size(1)
-    batch = torch.empty((2, channels), dtype=torch.float32)
-    saved = torch.empty((2, channels), dtype=torch.float64)
     problem = _problem(x, is_channels_last(x), weight, bias, activation, slope)
-    mean, var, momentum = (0, 0, 0.0) if running is None else (running[0].data_ptr(), running[1].data_ptr(), running[2])
-    addresses = (x.data_ptr(), eps, z.data_ptr(), batch.data_ptr(), saved.data_ptr())
-    finite = _kernels.forward(problem, *addresses, mean, var, momentum)
-    if running is not None:  # autograd must notice, as it does when torch writes
-        torch.autograd.graph.increment_version(running[:2])
-    return z, batch, saved, finite
+    addresses = (x.data_ptr(), eps, z.data_ptr())
+    if running is None:
+        batch = torch.empty((2, channels), dtype=torch.float32)
+        saved = torch.empty((2, channels), dtype=torch.float64)
+        finite = _kernels.forward(problem, *addresses, batch.data_ptr(), saved.data_ptr(), 0, 0, 0.0, 0)
+        return z, batch, saved, finite
+    saved = torch.empty((3, channels), dtype=torch.float64)  # the third row is room for the batch's mean and variance
+    rows = saved.data_ptr()
+    mean, var, momentum, count = running
+    moved = (mean.data_ptr(), var.data_ptr(), momentum, _address(count))
+    finite = _kernels.forward(problem, *addresses, rows + 16 * channels, rows, *moved)
+    # Autograd must notice, as it does when torch writes.
+    torch.autograd.graph.increment_version((mean, var) if count is None else (mean, var, count))
+    return z, None, saved, finite
 
 
 def backward(
@@ -68,7 +80,7 @@ def backward(
 ) -> tuple[Tensor | None, Tensor, Tensor]:
     """The gradients of x (if wanted), weight and bias, from z's, which is copied if its layout is not that of x."""
     last, channels = is_channels_last(x), x.size(1)
-    if not (dz.movedim(1, -1) if last else dz).is_contiguous():
+    if dz.stride() != x.stride() and is_channels_last(dz) != last:
         dz = torch.empty_like(x).copy_(dz)
     dx = torch.empty_like(x) if want_dx else None
     dweight, dbias = torch.empty(channels, dtype=torch.float32), torch.empty(channels, dtype=torch.float32)
@@ -113,11 +125,11 @@ def _problem(
     activation: str | None,
     slope: float,
 ) -> _kernels.Problem:
-    n, c = x.size(0), x.size(1)
+    n, c, *places = x.shape
     return _kernels.Problem(
         n,
         c,
-        x.numel() // (n * c) if x.numel() else 0,
+        math.prod(places),
         bool(channels_last),
         x.dtype == torch.bfloat16,
         ACTIVATIONS[activation],

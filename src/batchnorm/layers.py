@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from . import functional
@@ -81,28 +82,32 @@ class _FusedBatchNorm(_BatchNorm):
         self._widen_statistics()
 
     def forward(self, input: Tensor) -> Tensor:
-        if isinstance(input, torch.fx.Proxy):  # torch.fx takes layers of torch's own modules as leaves, and only those
+        if isinstance(input, Proxy):  # torch.fx takes layers of torch's own modules as leaves, and only those
             tracer = input.tracer
             return tracer.create_proxy("call_module", tracer.path_of_module(self), (input,), {})  # pyright: ignore[reportAttributeAccessIssue, reportReturnType]
         self._check_input_dim(input)
         running_mean, running_var = self.running_mean, self.running_var
-        functional.check_running(input, running_mean, running_var)
-        fused = (self.eps, self.activation, self.negative_slope)
-        if not self.training and running_mean is not None and running_var is not None:
-            return functional.normalize(input, running_mean, running_var, self.weight, self.bias, *fused)
+        fused = (self.weight, self.bias, self.eps, self.activation, self.negative_slope)
         tracks = self.training and self.track_running_stats and input.numel() > 0
-        if running_mean is None or running_var is None or not tracks:
-            return functional.normalize_by_batch(input, self.weight, self.bias, *fused)[0]
-        running = (running_mean, running_var)
-        z, finite = functional.normalize_and_track(input, *running, self.weight, self.bias, self._momentum(), *fused)
-        self._count(finite)
-        return z
+        if tracks and running_mean is not None and running_var is not None:
+            z, finite = functional.normalize_and_track(
+                input, running_mean, running_var, self._momentum(), *fused, self.num_batches_tracked
+            )
+            if finite is False:
+                self._warn()
+            return z
+        functional.check_running(input, running_mean, running_var)
+        if self.training or running_mean is None or running_var is None:
+            return functional.normalize_by_batch(input, *fused)[0]
+        return functional.normalize(input, running_mean, running_var, *fused)
 
     def track(self, mean: Tensor, var: Tensor) -> None:
         """Move the running statistics towards a batch's mean and unbiased variance, (C,) each, and count the batch."""
         running_mean, running_var = self.running_mean, self.running_var
         if running_mean is not None and running_var is not None:
-            self._count(functional.update_running(running_mean, running_var, mean, var, self._momentum()))
+            statistics = (running_mean, running_var, mean, var)
+            if functional.update_running(*statistics, self._momentum(), self.num_batches_tracked) is False:
+                self._warn()
 
     def _momentum(self) -> float | Tensor:
         if self.momentum is not None:
@@ -110,11 +115,8 @@ class _FusedBatchNorm(_BatchNorm):
         mean, count = self.running_mean, self.num_batches_tracked
         return 0.0 if mean is None or count is None else (count + 1).to(mean.dtype).reciprocal()
 
-    def _count(self, finite: bool | Tensor) -> None:
-        """Count a batch, or warn that it was left out."""
-        if self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(finite)
-        if finite is False and not self._warned:
+    def _warn(self) -> None:
+        if not self._warned:
             self._warned = True
             warnings.warn(
                 f"{self}: a batch whose mean or variance is not finite was left out of the running statistics. "
