@@ -67,15 +67,15 @@ def batch_norm(
     if training:
         fused = (eps, activation, negative_slope)
         if running_mean is None or running_var is None:
-            check_running(x, running_mean, running_var)
+            check_running(x, running_mean, running_var)  # which wants both, or neither
             return normalize_by_batch(x, weight, bias, *fused)[0]
         return normalize_and_track(x, running_mean, running_var, momentum, weight, bias, *fused)[0]
+    check_running(x, running_mean, running_var)
     if running_mean is None or running_var is None:
         raise BatchNormError(
             "batch_norm with training=False wants running_mean and running_var; got None. "
             "Give both, or normalise by the batch with training=True."
         )
-    check_running(x, running_mean, running_var)
     return normalize(x, running_mean, running_var, weight, bias, eps, activation, negative_slope)
 
 
