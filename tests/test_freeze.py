@@ -367,7 +367,7 @@ def train_in_ddp(rank, folder):
     train(wrapped)
     moved = sorted(changed(layer, before))
     (folder / f"{rank}.json").write_text(json.dumps([moved, layer.training, model.conv.weight.tolist()]))
-    torch.distributed.barrier()
+    torch.distributed.barrier()  # leave together: a process that goes early can abort the other
     torch.distributed.destroy_process_group()
 
 

@@ -403,6 +403,7 @@ def train_a_rank(rank: int, file: str, x: torch.Tensor, results: str) -> None:
     model(x[4 * rank : 4 * rank + 4]).square().sum().backward()
     if rank == 0:
         torch.save([p.grad for p in model.parameters()], results)
+    torch.distributed.barrier()  # leave together: a process that goes early can abort the other
     torch.distributed.destroy_process_group()
 
 
@@ -576,3 +577,37 @@ def test_without_the_extension_torch_computes_the_same(monkeypatch):
     assert not bn.kernels_available()
     for ours, torchs in zip(compiled, run(*arguments, "leaky_relu"), strict=True):
         torch.testing.assert_close(ours, torchs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("shape", [(2, 48, 1), (2, 24, 2), (2, 24, 3)], ids=["whole lines", "16 channels", "odd"])
+def test_what_outgrows_the_last_cache_is_written_past_it_and_right(shape, channels_last):
+    images, channels, odd = shape
+    values = kernels._kernels.last_level_cache() // 4 + (1 << 18)
+    if values > 1 << 25:
+        pytest.skip("a last-level cache of more than 128 MB: this would take minutes")
+    places = values // (images * channels) // 16 * 16 + (odd if odd > 1 else 0)
+    x, weight, bias, dz = make((images, channels, places), channels_last=channels_last)
+    check_in_float64(x, weight, bias, dz)
+
+
+def check_in_float64(x, weight, bias, dz):
+    """As `check`, for tensors that are too large for numpy's oracle."""
+    z, mean, var, dx, dweight, dbias = run(x, weight, bias, dz, "relu")
+    wide = [t.double().requires_grad_() for t in (x, weight, bias)]
+    y = F.batch_norm(wide[0], None, None, wide[1], wide[2], training=True, eps=1e-5)
+    gradients = torch.autograd.grad(torch.relu(y), wide, dz.double())
+    torch.testing.assert_close(z.double(), torch.relu(y), rtol=0, atol=1e-5)
+    kink = y.abs() < 1e-5
+    torch.testing.assert_close(dx.double().masked_fill(kink, 0), gradients[0].masked_fill(kink, 0), rtol=0, atol=1e-5)
+    torch.testing.assert_close(mean.double(), wide[0].mean((0, 2)), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(var.double(), wide[0].var((0, 2)), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(dweight.double(), gradients[1], rtol=1e-4, atol=1e-2)
+    torch.testing.assert_close(dbias.double(), gradients[2], rtol=1e-4, atol=1e-2)
+
+
+def test_the_last_level_cache_is_the_kernels_own_word():
+    sizes = [path.read_text().strip() for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")]
+    if not sizes:
+        pytest.skip("no cache sizes under /sys")
+    assert kernels._kernels.last_level_cache() == max(int(size[:-1]) << {"K": 10, "M": 20}[size[-1]] for size in sizes)

@@ -500,7 +500,7 @@ def run_cases(rank, folder):
     )
     results = {case.__name__: case(rank) for case in CASES}
     (folder / f"{rank}.json").write_text(json.dumps(results))
-    torch.distributed.barrier()
+    torch.distributed.barrier()  # leave together: a process that goes early can abort the other
     torch.distributed.destroy_process_group()
 
 
