@@ -410,12 +410,21 @@ bool inference_maps(const Inference& f) {
 
 // ---- (R, C): the C values of a place side by side. Few channels are folded: several places make one row ----
 
+// How rows are walked, by measurement. What comes from memory waits for it: one row after the other is what the
+// hardware's prefetcher follows. Where x, z, dz and dx fit the last-level cache, and where half the bytes wait for the
+// arithmetic as well, rows are walked together: what belongs to a column is loaded once for them, and its sums stay in
+// registers.
+bool walks_together(const Problem& p) {
+    return p.dtype == Dtype::bfloat16 || 4 * values(p) * int64_t{sizeof(float)} <= last_level_cache();
+}
+
 struct Rows {
+    bool together;
     int64_t fold = 1, width, count, rest;  // `count` rows of `width` = fold * C values, then `rest` values
     int64_t chunk, chunks;                 // rows of a chunk: the same for any number of threads, and so are the sums
 
-    explicit Rows(const Problem& p) {
-        const int64_t narrow = p.dtype == Dtype::bfloat16 ? kNarrow / 4 : kNarrow;
+    explicit Rows(const Problem& p) : together(walks_together(p)) {
+        const int64_t narrow = together ? kNarrow / 4 : kNarrow;
         if (p.c < 2 * narrow)
             while (fold * p.c < narrow || fold * p.c % kFloats) ++fold;
         width = fold * p.c;
@@ -480,12 +489,6 @@ struct Scratch {
     }
 };
 
-// How rows are walked, by measurement. float32 waits for memory: one row after the other, as the memory lies, is what
-// the hardware's prefetcher follows. Half the bytes wait for the arithmetic as well: rows are walked together, so that
-// what belongs to a column is loaded once for them, and it stays in registers.
-template <class T>
-constexpr bool kTogether = sizeof(T) == 2;
-
 // Adds the terms of K rows of `n` columns to the sums: term(Width, column) gives the term at a place. Down the columns
 // the memory is read in jumps; so each step fetches, by next(Width, place), its share of K rows further on, in order.
 template <class E, int K, class Column, class Next>
@@ -534,13 +537,13 @@ inline void sum_along(double* first, double* second, int64_t row, int64_t rows, 
 }
 
 // The sums of a chunk of rows.
-template <class E, class T, class Column, class Next>
+template <class E, class Column, class Next>
 void sum_chunk(const Rows& r, Scratch& s, int64_t chunk, int64_t row, int64_t end, int64_t rest, const Column& column,
                const Next& next) {
     double *first = s.first + chunk * r.width, *second = s.second + chunk * r.width;
     std::memset(first, 0, r.width * sizeof(double));
     std::memset(second, 0, r.width * sizeof(double));
-    if constexpr (kTogether<T>)
+    if (r.together)
         for (; row + kRows <= end; row += kRows)
             sum_down<E, kRows>(first, second, row, r.width, r.width, column, next);
     for (; row < end; row += kRows)
@@ -558,17 +561,16 @@ void write_rows(const Problem& p, const Rows& r, T* out, const Column& column, c
             const int64_t later = begin + (rows.n > 1 ? ceil_div(kAhead, step) * step : kAhead);
             sweep<kFloats>(n, [&](auto w, int64_t c) {
                 const auto value = column(w, c);
-                if constexpr (!kTogether<T>) next(w, later + c);
+                if constexpr (rows.n == 1) next(w, later + c);
                 if constexpr (!PastCache) own<rows.n * w.n>(out + later + c * rows.n);
 #pragma GCC unroll 4
                 for (int i = 0; i < rows.n; ++i)
                     store<PastCache, w.n>(out + begin + i * r.width + c, value(begin + i * r.width + c));
             });
         };
-        if constexpr (kTogether<T>)
+        if (r.together)
             for (; row + 4 <= end; row += 4) map(Width<4>{}, r.width);
-        for (; row < end; ++row) map(Width<1>{}, r.width);
-        if (rest) map(Width<1>{}, rest);
+        for (; row <= end; ++row) map(Width<1>{}, row < end ? r.width : rest);
     });
 }
 
@@ -600,7 +602,7 @@ bool forward_rows(const Forward& f) {
     const auto sum = [&](auto e) {
         using E = decltype(e);
         r.each_chunk(f, false, [&](int64_t chunk, int64_t row, int64_t end, int64_t rest) {
-            sum_chunk<E, T>(
+            sum_chunk<E>(
                 r, s, chunk, row, end, rest,
                 [&](auto w, int64_t c) {
                     const auto shift = as<E, w.n>(load<w.n>(s.mean + c));
@@ -632,7 +634,7 @@ bool backward_rows(const Backward& b) {
     const auto sum = [&](auto e) {
         using E = decltype(e);
         r.each_chunk(b, false, [&](int64_t chunk, int64_t row, int64_t end, int64_t rest) {
-            sum_chunk<E, T>(
+            sum_chunk<E>(
                 r, s, chunk, row, end, rest,
                 [&](auto w, int64_t c) {
                     return [=, slope = b.slope, k = s.at<w.n>(c)](int64_t at) {

@@ -221,7 +221,7 @@ def test_the_backward_sees_the_same_mask_as_the_forward(activation, channels_las
     x, *_ = make((10, 5, 7, 9), channels_last=channels_last)
     x = torch.empty_like(x).copy_(1 + steps[:, None, None, None])
     weight, bias = torch.ones(5), torch.zeros(5)
-    z, _, saved, _ = kernels.forward(x, weight, bias, 1e-5, activation, SLOPE)
+    z, _, saved = kernels.forward(x, weight, bias, 1e-5, activation, SLOPE)
     assert (z == 0).any()
     ones = torch.ones_like(x)
     dbias = kernels.backward(ones, x, weight, bias, saved, activation, SLOPE)[2]
@@ -281,7 +281,7 @@ def test_nothing_is_written_outside_the_outputs(shape, dtype, channels_last, mon
     plain = torch.empty_like
     x, weight, bias, dz = make(shape, dtype, channels_last)
     monkeypatch.setattr(torch, "empty_like", lambda t: guard(plain(t), t.dtype))
-    z, batch, saved, _ = kernels.forward(x, weight, bias, 1e-5, "relu", 0.0)
+    z, batch, saved = kernels.forward(x, weight, bias, 1e-5, "relu", 0.0)
     dx, *_ = kernels.backward(dz, x, weight, bias, saved, "relu", 0.0)
     e = kernels.inference(x, *batch, weight, bias, 1e-5, "relu", 0.0)
     assert len(guarded) == 3

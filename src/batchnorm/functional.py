@@ -21,6 +21,7 @@ FEWEST_IN_TRAINING = 8192
 FEWEST_IN_INFERENCE = 16384
 
 Activation = Literal["relu", "leaky_relu", "sigmoid"]
+_ORDINARY = {Tensor, Parameter, type(None)}
 MaybeTensor = TypeVar("MaybeTensor", Tensor, Tensor | None)
 
 
@@ -98,7 +99,7 @@ def normalize_by_batch(
     weight, bias = _widened(x, weight), _widened(x, bias)
     fused = activation if activation in kernels.ACTIVATIONS else None
     if _kernel_takes(x, FEWEST_IN_TRAINING, weight, bias):
-        z, batch, _ = _normalize_by_kernel(x, weight, bias, eps, fused, negative_slope)
+        z, batch = _normalize_by_kernel(x, weight, bias, eps, fused, negative_slope)
         mean, var = batch.unbind()
     elif _kernel_operator_takes(x, weight, bias):
         z, batch, _ = _normalize_by_batch(x, weight, bias, eps, fused, negative_slope)
@@ -132,7 +133,7 @@ def normalize_and_track(
     if _kernel_takes(x, FEWEST_IN_TRAINING, *statistics) and _kernel_tracks(running_mean, running_var, momentum, count):
         _check_batch(x, eps)
         running = (running_mean, running_var, momentum, count)
-        z, _, finite = _normalize_by_kernel(x, weight, bias, eps, fused, negative_slope, running)
+        z, finite = _normalize_by_kernel(x, weight, bias, eps, fused, negative_slope, running)
         return (z if fused == activation else _activate(z, activation, negative_slope)), finite
     check_running(x, running_mean, running_var)
     z, mean, var = normalize_by_batch(x, weight, bias, eps, activation, negative_slope)
@@ -294,23 +295,21 @@ def _is_eager(*tensors: Tensor | None) -> bool:
         return False
     if peek_interpreter_stack() is not None or forward_ad._current_level >= 0:
         return False
-    for t in tensors:
-        if t is not None and type(t) is not Tensor and type(t) is not Parameter:
-            return False
-    return True
+    return {type(t) for t in tensors} <= _ORDINARY
 
 
 def _needs_grad(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
-def _normalize_by_kernel(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, *how: Any
-) -> tuple[Tensor, Tensor | None, bool]:
+def _normalize_by_kernel(x: Tensor, weight: Tensor | None, bias: Tensor | None, *how: Any) -> tuple[Tensor, Any]:
+    """z, and the batch's statistics; with running ones, whether they moved."""
     if _needs_grad(x, weight, bias):
         return _NormalizeByBatch.apply(x, weight, bias, *how)
-    z, batch, _, finite = kernels.forward(x, weight, bias, *how)
-    return z, batch, finite
+    if len(how) == 3:
+        return kernels.forward(x, weight, bias, *how)[:2]
+    z, _, finite = kernels.forward_and_track(x, weight, bias, *how)
+    return z, finite
 
 
 class _NormalizeByBatch(torch.autograd.Function):
@@ -318,13 +317,15 @@ class _NormalizeByBatch(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, weight, bias, eps, activation, slope, running=None):
-        z, batch, saved, finite = kernels.forward(x, weight, bias, eps, activation, slope, running)
+        if running is None:
+            z, found, saved = kernels.forward(x, weight, bias, eps, activation, slope)
+            ctx.mark_non_differentiable(found)
+        else:
+            z, saved, found = kernels.forward_and_track(x, weight, bias, eps, activation, slope, running)
         ctx.save_for_backward(x, weight, bias, saved)
         ctx.fused = (eps, activation, slope)
-        if batch is not None:
-            ctx.mark_non_differentiable(batch)
         ctx.set_materialize_grads(False)
-        return z, batch, finite
+        return z, found
 
     @staticmethod
     def backward(ctx, *gradients):
@@ -354,8 +355,8 @@ def _normalize_by_batch(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """z, (mean, unbiased var), and what the backward wants: the kernel as `torch.compile` and `torch.export` see it."""
     if kernels.is_channels_last(x) is not None:
-        return kernels.forward(x, weight, bias, eps, activation, slope)[:3]
-    z, batch, saved, _ = kernels.forward(x.contiguous(), weight, bias, eps, activation, slope)
+        return kernels.forward(x, weight, bias, eps, activation, slope)
+    z, batch, saved = kernels.forward(x.contiguous(), weight, bias, eps, activation, slope)
     return torch.empty_like(x).copy_(z), batch, saved
 
 

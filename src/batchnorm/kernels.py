@@ -43,29 +43,52 @@ def forward(
     eps: float,
     activation: str | None,
     slope: float,
-    running: Running | None = None,
-) -> tuple[Tensor, Tensor | None, Tensor, bool]:
-    """z; the batch's mean and unbiased variance, (2, C); for the backward mean and rstd, (2, C) double; all finite.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """z; the batch's mean and unbiased variance, (2, C); for the backward mean and rstd, (2, C) double."""
+    batch = torch.empty((2, x.size(1)), dtype=torch.float32)
+    saved = torch.empty((2, x.size(1)), dtype=torch.float64)
+    z, _ = _forward(x, weight, bias, eps, activation, slope, batch.data_ptr(), saved.data_ptr())
+    return z, batch, saved
 
-    With `running` statistics a finite batch moves them by the momentum beside them and adds 1 to their count; the
-    batch's own are not returned then, but (3, C) double, of which the backward wants the first two rows.
-    """
-    z, channels = torch.empty_like(x), x.size(1)
-    problem = _problem(x, is_channels_last(x), weight, bias, activation, slope)
-    addresses = (x.data_ptr(), eps, z.data_ptr())
-    if running is None:
-        batch = torch.empty((2, channels), dtype=torch.float32)
-        saved = torch.empty((2, channels), dtype=torch.float64)
-        finite = _kernels.forward(problem, *addresses, batch.data_ptr(), saved.data_ptr(), 0, 0, 0.0, 0)
-        return z, batch, saved, finite
-    saved = torch.empty((3, channels), dtype=torch.float64)  # the third row is room for the batch's mean and variance
+
+def forward_and_track(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    activation: str | None,
+    slope: float,
+    running: Running,
+) -> tuple[Tensor, Tensor, bool]:
+    """z; what the backward wants, (3, C) double; whether the batch was finite: it moved the running statistics then."""
+    saved = torch.empty((3, x.size(1)), dtype=torch.float64)  # the third row is room for the batch's mean and variance
     rows = saved.data_ptr()
     mean, var, momentum, count = running
     moved = (mean.data_ptr(), var.data_ptr(), momentum, _address(count))
-    finite = _kernels.forward(problem, *addresses, rows + 16 * channels, rows, *moved)
+    z, finite = _forward(x, weight, bias, eps, activation, slope, rows + 16 * x.size(1), rows, *moved)
     # Autograd must notice, as it does when torch writes.
     torch.autograd.graph.increment_version((mean, var) if count is None else (mean, var, count))
-    return z, None, saved, finite
+    return z, saved, finite
+
+
+def _forward(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    activation: str | None,
+    slope: float,
+    batch: int,
+    saved: int,
+    mean: int = 0,
+    var: int = 0,
+    momentum: float = 0.0,
+    count: int = 0,
+) -> tuple[Tensor, bool]:
+    z = torch.empty_like(x)
+    problem = _problem(x, is_channels_last(x), weight, bias, activation, slope)
+    finite = _kernels.forward(problem, x.data_ptr(), eps, z.data_ptr(), batch, saved, mean, var, momentum, count)
+    return z, finite
 
 
 def backward(
