@@ -128,7 +128,7 @@ def normalize_and_track(
     """
     fused = activation if activation in kernels.ACTIVATIONS else None
     # What the kernel takes needs no other check but that of the batch: between its passes over memory every call from
-    # Python waits for the caches, and costs five times what it does alone.
+    # Python waits for the caches, and costs several times what it does alone.
     statistics = (weight, bias, running_mean, running_var)
     if _kernel_takes(x, FEWEST_IN_TRAINING, *statistics) and _kernel_tracks(running_mean, running_var, momentum, count):
         _check_batch(x, eps)
