@@ -156,7 +156,7 @@ Slopes finish(const Backward& b, int64_t c, const Affine& k, double first, doubl
     return {static_cast<float>(c1), static_cast<float>(-a * first / count - c1 * rest)};
 }
 
-// ---- (N, C, S): a map's S values side by side. One group of maps at a time, all of its passes while it is in cache ----
+// ---- (N, C, S): a map's S values side by side. A group of maps at a time, all its passes while it is in cache ----
 
 // Of one channel, lane by lane.
 struct Sums {
@@ -254,8 +254,8 @@ inline Coefficients<N> spread(const Affine& k) {
     return {splat<N>(k.mean), splat<N>(k.a), splat<N>(k.b)};
 }
 
-// body(c0, c1, to_next) for groups of neighbouring maps, as many as fit the cache; a map of the thread's next group, which
-// is read while this one is written, lies `to_next` values behind, or 0 where none follows.
+// body(c0, c1, to_next) for groups of neighbouring maps, as many as fit the cache; a map of the thread's next group,
+// which is read while this one is written, lies `to_next` values behind, or 0 where none follows.
 template <class Body>
 void each_group(const Problem& p, int64_t bytes, const Body& body) {
     const int count = threads(p);
@@ -425,7 +425,7 @@ struct Rows {
 
     explicit Rows(const Problem& p) : together(walks_together(p)) {
         const int64_t narrow = together ? kNarrow / 4 : kNarrow;
-        if (p.c < 2 * narrow)
+        if (p.c <= 128)  // more are wide enough, and folding them would take much room for sums
             while (fold * p.c < narrow || fold * p.c % kFloats) ++fold;
         width = fold * p.c;
         count = values(p) / width;
