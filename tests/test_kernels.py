@@ -611,3 +611,19 @@ def test_the_last_level_cache_is_the_kernels_own_word():
     if not sizes:
         pytest.skip("no cache sizes under /sys")
     assert kernels._kernels.last_level_cache() == max(int(size[:-1]) << {"K": 10, "M": 20}[size[-1]] for size in sizes)
+
+
+@pytest.mark.parametrize("start", [torch.tensor(4), torch.tensor(4.0), torch.tensor(4, dtype=torch.int32)], ids=str)
+def test_batches_are_counted_in_whatever_type_the_count_came(start):
+    layer = bn.BatchNorm1d(3)
+    layer.num_batches_tracked = start.clone()
+    layer(torch.randn(8, 3))
+    assert layer.num_batches_tracked == 5
+    assert layer.num_batches_tracked.dtype == start.dtype
+
+
+def test_a_batch_that_is_not_finite_is_not_counted_by_the_kernel():
+    layer = bn.BatchNorm1d(3)
+    with pytest.warns(RuntimeWarning, match="left out"):
+        layer(torch.full((8, 3), torch.inf))
+    assert layer.num_batches_tracked == 0
