@@ -18,6 +18,7 @@ constexpr int64_t kRun = 256;              // values that share registers of sum
 constexpr int64_t kChunkValues = 1 << 15;  // of a chunk of rows
 constexpr int64_t kMaxChunks = 64;
 constexpr int kRows = 8;                   // summed in float before their sum is added in double
+constexpr int kWritten = 4;                // rows that are written together
 constexpr int64_t kNarrow = 256;           // columns of a row below which several places share one
 constexpr int64_t kStrip = 512;            // columns whose sums are kept in the first-level cache
 constexpr int64_t kFarAhead = 4096;        // values from what is read to what is fetched: where nothing is written,
@@ -489,7 +490,7 @@ struct Scratch {
     }
 };
 
-// Adds the terms of K rows of `n` columns to the sums: term(Width, column) gives the term at a place. Down the columns
+// Adds the terms of K rows of `n` columns to the sums: column(Width, c) gives the term at a place. Down the columns
 // the memory is read in jumps; so each step fetches, by next(Width, place), its share of K rows further on, in order.
 template <class E, int K, class Column, class Next>
 inline void sum_down(double* first, double* second, int64_t row, int64_t width, int64_t n, const Column& column,
@@ -551,7 +552,7 @@ void sum_chunk(const Rows& r, Scratch& s, int64_t chunk, int64_t row, int64_t en
     if (rest) sum_along<E>(first, second, end, 1, r.width, rest, column, next);
 }
 
-// Writes all rows: value(Width, column) gives what is to be written at a place, next(Width, place) fetches what it
+// Writes all rows: column(Width, c) gives what is to be written at a place, next(Width, place) fetches what it
 // will need, where memory is waited for.
 template <bool PastCache, class T, class Column, class Next>
 void write_rows(const Problem& p, const Rows& r, T* out, const Column& column, const Next& next) {
@@ -569,7 +570,7 @@ void write_rows(const Problem& p, const Rows& r, T* out, const Column& column, c
             });
         };
         if (r.together)
-            for (; row + 4 <= end; row += 4) map(Width<4>{}, r.width);
+            for (; row + kWritten <= end; row += kWritten) map(Width<kWritten>{}, r.width);
         for (; row <= end; ++row) map(Width<1>{}, row < end ? r.width : rest);
     });
 }

@@ -45,9 +45,12 @@ def forward(
     slope: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """z; the batch's mean and unbiased variance, (2, C); for the backward mean and rstd, (2, C) double."""
+    z = torch.empty_like(x)
     batch = torch.empty((2, x.size(1)), dtype=torch.float32)
     saved = torch.empty((2, x.size(1)), dtype=torch.float64)
-    z, _ = _forward(x, weight, bias, eps, activation, slope, batch.data_ptr(), saved.data_ptr())
+    problem = _problem(x, is_channels_last(x), weight, bias, activation, slope)
+    outputs = (z.data_ptr(), batch.data_ptr(), saved.data_ptr())
+    _kernels.forward(problem, x.data_ptr(), eps, *outputs, 0, 0, 0.0, 0)  # no running statistics
     return z, batch, saved
 
 
@@ -61,34 +64,17 @@ def forward_and_track(
     running: Running,
 ) -> tuple[Tensor, Tensor, bool]:
     """z; what the backward wants, (3, C) double; whether the batch was finite: it moved the running statistics then."""
+    z = torch.empty_like(x)
     saved = torch.empty((3, x.size(1)), dtype=torch.float64)  # the third row is room for the batch's mean and variance
     rows = saved.data_ptr()
     mean, var, momentum, count = running
     moved = (mean.data_ptr(), var.data_ptr(), momentum, _address(count))
-    z, finite = _forward(x, weight, bias, eps, activation, slope, rows + 16 * x.size(1), rows, *moved)
+    problem = _problem(x, is_channels_last(x), weight, bias, activation, slope)
+    outputs = (z.data_ptr(), rows + 16 * x.size(1), rows)
+    finite = _kernels.forward(problem, x.data_ptr(), eps, *outputs, *moved)
     # Autograd must notice, as it does when torch writes.
     torch.autograd.graph.increment_version((mean, var) if count is None else (mean, var, count))
     return z, saved, finite
-
-
-def _forward(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    activation: str | None,
-    slope: float,
-    batch: int,
-    saved: int,
-    mean: int = 0,
-    var: int = 0,
-    momentum: float = 0.0,
-    count: int = 0,
-) -> tuple[Tensor, bool]:
-    z = torch.empty_like(x)
-    problem = _problem(x, is_channels_last(x), weight, bias, activation, slope)
-    finite = _kernels.forward(problem, x.data_ptr(), eps, z.data_ptr(), batch, saved, mean, var, momentum, count)
-    return z, finite
 
 
 def backward(
