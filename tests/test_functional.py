@@ -218,9 +218,18 @@ def test_the_input_is_never_written():
 
 
 @pytest.mark.skipif(not bn.kernels_available(), reason="built without the compiled kernels")
-@pytest.mark.parametrize(
-    ("places", "kernel"), [(functional.FEWEST_IN_TRAINING - 1, False), (functional.FEWEST_IN_TRAINING, True)]
-)
-def test_small_tensors_are_torchs_in_training(places, kernel):
+@pytest.mark.parametrize("places", [2, 100_000])
+def test_the_kernel_takes_batches_of_any_size_in_training(places):
     z = batch_norm(torch.randn(places, 1, requires_grad=True), None, None, training=True)
-    assert ("NormalizeByBatch" in type(z.grad_fn).__name__) is kernel
+    assert "NormalizeByBatch" in type(z.grad_fn).__name__
+
+
+@pytest.mark.skipif(not bn.kernels_available(), reason="built without the compiled kernels")
+@pytest.mark.parametrize(
+    ("places", "kernel"), [(functional.FEWEST_IN_INFERENCE - 1, False), (functional.FEWEST_IN_INFERENCE, True)]
+)
+def test_small_tensors_are_torchs_in_inference(places, kernel, monkeypatch):
+    called = []
+    monkeypatch.setattr(functional.kernels, "inference", lambda x, *_: called.append(True) or x)
+    batch_norm(torch.randn(places, 1), torch.zeros(1), torch.ones(1))
+    assert bool(called) is kernel

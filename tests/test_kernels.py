@@ -31,8 +31,7 @@ pytestmark = needs_kernels
 
 @pytest.fixture(autouse=True)
 def _the_kernel_takes_small_tensors_too(monkeypatch):
-    monkeypatch.setattr(functional, "FEWEST_IN_TRAINING", 0)
-    monkeypatch.setattr(functional, "FEWEST_IN_INFERENCE", 0)
+    monkeypatch.setattr(functional, "FEWEST_IN_INFERENCE", 1)
 
 
 def to_numpy(t):
@@ -398,7 +397,6 @@ def test_deterministic_algorithms_are_what_the_kernels_are():
 
 def train_a_rank(rank: int, file: str, x: torch.Tensor, results: str) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
-    functional.FEWEST_IN_TRAINING = 0
     model = torch.nn.parallel.DistributedDataParallel(network(track_running_stats=False))
     model(x[4 * rank : 4 * rank + 4]).square().sum().backward()
     if rank == 0:
@@ -533,7 +531,6 @@ def test_threads_of_python_may_call_at_once():
 NARROW = """
 import sys, torch
 from batchnorm import functional, kernels
-functional.FEWEST_IN_TRAINING = 0
 torch.set_num_threads(1)
 torch.manual_seed(0)
 found = [kernels._kernels.target()]

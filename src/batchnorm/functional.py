@@ -16,8 +16,8 @@ from torch.nn import Parameter
 from . import kernels
 from .errors import BatchNormError
 
-# Values below which torch's operations take less time than the way to the kernel: benchmarks/bench_threshold.py.
-FEWEST_IN_TRAINING = 8192
+# Values below which torch's operation takes less time than the way to the kernel; in training the kernel is the faster
+# one at any size: benchmarks/bench_threshold.py.
 FEWEST_IN_INFERENCE = 16384
 
 Activation = Literal["relu", "leaky_relu", "sigmoid"]
@@ -98,7 +98,7 @@ def normalize_by_batch(
     _check_batch(x, eps)
     weight, bias = _widened(x, weight), _widened(x, bias)
     fused = activation if activation in kernels.ACTIVATIONS else None
-    if _kernel_takes(x, FEWEST_IN_TRAINING, weight, bias):
+    if _kernel_takes(x, 1, weight, bias):
         z, batch = _normalize_by_kernel(x, weight, bias, eps, fused, negative_slope)
         mean, var = batch.unbind()
     elif _kernel_operator_takes(x, weight, bias):
@@ -130,7 +130,7 @@ def normalize_and_track(
     # What the kernel takes needs no other check but that of the batch: between its passes over memory every call from
     # Python waits for the caches, and costs several times what it does alone.
     statistics = (weight, bias, running_mean, running_var)
-    if _kernel_takes(x, FEWEST_IN_TRAINING, *statistics) and _kernel_tracks(running_mean, running_var, momentum, count):
+    if _kernel_takes(x, 1, *statistics) and _kernel_tracks(running_mean, running_var, momentum, count):
         _check_batch(x, eps)
         running = (running_mean, running_var, momentum, count)
         z, finite = _normalize_by_kernel(x, weight, bias, eps, fused, negative_slope, running)
@@ -254,7 +254,7 @@ def _kernel_takes(x: Tensor, fewest: int, *channelwise: Tensor | None) -> bool:
     return (
         kernels.kernels_available()
         and _is_eager(x, *channelwise)
-        and x.numel() >= max(fewest, 1)
+        and x.numel() >= fewest
         and _kernel_fits(x, *channelwise)
         and kernels.is_channels_last(x) is not None
     )
