@@ -33,6 +33,14 @@ def test_help_explains_every_option_with_its_default(help_text, option):
     assert str(default) in {found for groups in explained for found in groups}
 
 
+@pytest.mark.parametrize("compiled", [True, False])
+def test_the_command_says_whether_the_kernels_are_missing(monkeypatch, capsys, compiled):
+    monkeypatch.setattr(cli, "kernels_available", lambda: compiled)
+    with pytest.raises(SystemExit):
+        run(monkeypatch, "--help")
+    assert ("installed without its compiled CPU kernels" in capsys.readouterr().err) is not compiled
+
+
 def test_a_run_ends_with_the_table_and_the_paths(monkeypatch, capsys, tmp_path):
     run(monkeypatch, "mnist", "--steps", 20, "--eval-every", 10, "--out", tmp_path / "run")
     output = capsys.readouterr().out

@@ -11,6 +11,7 @@ import torch
 from .command import run_fold, run_insert, run_recalibrate
 from .errors import BatchNormError
 from .insert import Removable
+from .kernels import kernels_available
 from .memory import keep_memory
 from .recalibrate import Estimator
 
@@ -209,6 +210,12 @@ def recalibrate(
 
 def main() -> None:
     """Run the command. An error that the user can mend is one line on stderr."""
+    if not kernels_available():  # pip shows what the build said only with -v
+        print(
+            "batchnorm: installed without its compiled CPU kernels: torch's own operations do their work, slower. "
+            "Install a C++17 compiler (Debian, Ubuntu: apt install g++) and batchnorm again; pip install -v says why.",
+            file=sys.stderr,
+        )
     try:
         tyro.extras.subcommand_cli_from_dict(
             {
