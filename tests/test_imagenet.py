@@ -356,6 +356,8 @@ def test_evaluation_folds_and_agrees_with_training(tree, finished):
     folded, classes = load_network(jobs[0], folded=True)
     assert classes == CLASSES
     assert not any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in folded.modules())
+    kernels = [p for p in folded.parameters() if p.dim() == 4]
+    assert all(p.is_contiguous(memory_format=torch.channels_last) for p in kernels)
     (row,) = evaluate(jobs, tree, 1, True, 0, ignore)
     assert row["top1"] == finished.rows()[-1]["top1"]
     assert (row["images"], row["folded"], row["runs"]) == (50, True, ["bn-x5, seed 1"])

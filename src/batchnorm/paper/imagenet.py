@@ -62,9 +62,8 @@ class Trainer:
     ) -> None:
         self.config, self.processes, self.val_images, self.step = config, processes, val_images, 0
         self.variant = rescaled(variant, config.lr, config.decay_every)
-        self.format = torch.channels_last if config.channels_last else torch.contiguous_format
         self.model = network(config, variant, len(train_images.classes), train_images.channels)
-        self.model.to(processes.device, memory_format=self.format)  # pyright: ignore[reportCallIssue]
+        self.model.to(processes.device, memory_format=config.memory_format)  # pyright: ignore[reportCallIssue]
         # The compiled module shares the parameters and buffers of the plain one, which is measured and saved.
         self.replica = processes.replicate(torch.compile(self.model) if config.compile else self.model)  # pyright: ignore[reportArgumentType]
         self.optimizer = torch.optim.SGD(_groups(self.model, self.variant.weight_decay), self.variant.lr, SGD_MOMENTUM)
@@ -153,7 +152,7 @@ class Trainer:
                 continue
             images = normalised(batch.images.to(self.processes.device, non_blocking=True))
             labels = batch.labels.to(self.processes.device, non_blocking=True)
-            yield images.contiguous(memory_format=self.format), labels
+            yield images.contiguous(memory_format=self.config.memory_format), labels
 
     def _count_correct(self) -> Tensor:
         """(top-1, top-5, images), float64, of this process's part of the validation images."""

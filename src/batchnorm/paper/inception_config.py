@@ -70,6 +70,10 @@ class Settled(InceptionConfig):
     width: float = 0.0
     modules: tuple[str, ...] = ()
 
+    @property
+    def memory_format(self) -> torch.memory_format:
+        return torch.channels_last if self.channels_last else torch.contiguous_format
+
 
 def settled(config: InceptionConfig, variant: Variant) -> Settled:
     """The settings with everything chosen.

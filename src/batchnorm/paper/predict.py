@@ -46,6 +46,8 @@ def load_network(job: Job, folded: bool) -> tuple[nn.Module, tuple[str, ...]]:
     if folded and job.variant.batch_norm:
         example = torch.randn(2, channels, size, size, generator=torch.Generator().manual_seed(0))
         model = fold(model, example, tolerance=FOLD_TOLERANCE).model
+    # Convolutions follow their weights' format, which fold does not keep.
+    model.to(memory_format=job.config.memory_format)  # pyright: ignore[reportCallIssue]
     return model, classes
 
 
