@@ -1,9 +1,12 @@
 """Fold the classification networks of torchvision and a hundred of timm; beside it what torch.fx folds.
 
-    python benchmarks/bench_zoo.py                                # all, into records/zoo/results.json and its table
-    python benchmarks/bench_zoo.py resnet18 timm/levit_128s       # some, printed
-    python benchmarks/bench_zoo.py --time resnet18 mobilenet_v2   # their latency, or of all, into latency.json
-    python benchmarks/bench_zoo.py --fuse                         # what bn.fuse takes, into fuse.json
+    python benchmarks/bench_zoo.py                      # what folds, into records/zoo/results.json and table.md
+    python benchmarks/bench_zoo.py --fuse               # what bn.fuse takes, into fuse.json
+    python benchmarks/bench_zoo.py --time               # the latency, into latency.json
+    python benchmarks/bench_zoo.py --time resnet18      # of some networks; the others keep their records
+    python benchmarks/bench_zoo.py --time --missing     # of those that have no record: goes on after an interruption
+
+Each network is written as soon as it is measured.
 
 Every network has random weights, statistics and affine parameters (a tenth of the gammas negative), from one seed.
 Correctness comes first: error is the largest difference of the folded network from the given one, relative to its
@@ -20,6 +23,7 @@ import platform
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -191,8 +195,8 @@ def totals(records: list[dict[str, Any]]) -> dict[str, Any]:
         "free_of_batch_norm": sum(r["folded"] == r["layers"] for r in good),
         "failed": len(records) - len(good),
         "above_limit": [r["network"] for r in good if r["errors"]["float32"] > LIMIT],
-        "worst_error_float32": max(r["errors"]["float32"] for r in good),
-        "worst_error_float64": max(r["errors"].get("float64", 0.0) for r in good),
+        "worst_error_float32": max((r["errors"]["float32"] for r in good), default=None),
+        "worst_error_float64": max((r["errors"].get("float64", 0.0) for r in good), default=None),
         "fx_folded": sum(r["fx"]["folded"] for r in good),
         "fx_share": sum(r["fx"]["folded"] for r in good) / layers,
         "fx_failed": sum(r["fx"]["failure"] is not None for r in good),
@@ -226,22 +230,35 @@ def write_table() -> None:
     (RECORDS / "table.md").write_text(table(recorded("results.json"), recorded("latency.json")) + "\n")
 
 
-def time_networks(wanted: list[str]) -> None:
-    """Time these and keep what is recorded of the others, in the order of the list."""
-    known = {r["network"]: r for r in recorded("latency.json")}
+def record(file: str, measured: Callable[[str], dict[str, Any] | None], wanted: list[str]) -> list[dict[str, Any]]:
+    """Measure these, keep what is recorded of the others, and write after each, in the order of the list."""
+    known = {r["network"]: r for r in recorded(file)}
+    order = names()
     for name in wanted:
-        record = timed(name)
-        before, after = (statistics.median(record[key]) for key in ("ms_before", "ms_after"))
-        print(f"{name:<40}{before:>9.1f} ms{after:>9.1f} ms, spread {spread(record):.0%}", flush=True)
-        if spread(record) > SPREAD:
-            continue
-        known[name] = record
-        write("latency.json", records=[known[each] for each in names() if each in known])
-    records = recorded("latency.json")
+        if found := measured(name):
+            known[name] = found
+            records = sorted(known.values(), key=lambda r: order.index(r["network"]))
+            write(file, totals=TOTALS[file](records), records=records)
+            write_table()
+    return list(known.values())
+
+
+def timed_in_peace(name: str) -> dict[str, Any] | None:
+    """The times of this network, or nothing when another process had the machine meanwhile."""
+    times = timed(name)
+    before, after = (statistics.median(times[key]) for key in ("ms_before", "ms_after"))
+    print(f"{name:<40}{before:>9.1f} ms{after:>9.1f} ms, spread {spread(times):.0%}", flush=True)
+    return times if spread(times) <= SPREAD else None
+
+
+def latency_totals(records: list[dict[str, Any]]) -> dict[str, Any]:
     ratios = [statistics.median(r["ms_before"]) / statistics.median(r["ms_after"]) for r in records]
     low, middle, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
-    print(f"{len(ratios)} networks: before / after, median {middle:.2f}, quartiles {low:.2f} and {high:.2f}")
-    write_table()
+    return {
+        "networks": len(ratios),
+        "faster": sum(ratio > 1 for ratio in ratios),
+        "before_over_after": {"median": middle, "quartiles": [low, high], "range": [min(ratios), max(ratios)]},
+    }
 
 
 def spread(record: dict[str, Any]) -> float:
@@ -250,15 +267,15 @@ def spread(record: dict[str, Any]) -> float:
     return max((high - low) / middle for low, middle, high in quartiles)
 
 
-def fuse_networks(wanted: list[str]) -> None:
-    records = []
-    for name in wanted:
-        records.append(fused(name))
-        print(*records[-1].values(), flush=True)
+def fuse_totals(records: list[dict[str, Any]]) -> dict[str, Any]:
     good = [r for r in records if r["failure"] is None]
-    totals = {key: sum(r[key] for r in good) for key in ("layers", "fused")} | {"failed": len(records) - len(good)}
-    print(totals)
-    write("fuse.json", totals=totals, records=records)
+    return {
+        "networks": len(records),
+        "layers": sum(r["layers"] for r in good),
+        "fused": sum(r["fused"] for r in good),
+        "failed": len(records) - len(good),
+        "worst_error": max((r["error"] for r in good), default=None),
+    }
 
 
 def fused(name: str) -> dict[str, Any]:
@@ -278,22 +295,30 @@ def recorded(file: str) -> list[dict[str, Any]]:
     return json.loads((RECORDS / file).read_text())["records"] if (RECORDS / file).exists() else []
 
 
+def printed(measured: Callable[[str], dict[str, Any]]) -> Callable[[str], dict[str, Any]]:
+    def measure_and_print(name: str) -> dict[str, Any]:
+        found = measured(name)
+        print(*(value for value in found.values() if not isinstance(value, dict)), flush=True)
+        return found
+
+    return measure_and_print
+
+
+TOTALS = {"results.json": totals, "latency.json": latency_totals, "fuse.json": fuse_totals}
+
+
 def main() -> None:
     torch.set_num_threads(THREADS)
-    wanted = [name for name in sys.argv[1:] if not name.startswith("--")]
+    file, measured = "results.json", printed(measure)
     if "--time" in sys.argv:
-        return time_networks(wanted or names())
-    if "--fuse" in sys.argv:
-        return fuse_networks(wanted or names())
-    records = []
-    for name in wanted or names():
-        records.append(measure(name))
-        print(table(records[-1:], []).splitlines()[-1], flush=True)
-    print(json.dumps(totals(records), indent=1))
-    if not wanted:
-        write("results.json", totals=totals(records), records=records)
-        write_table()
-    return None
+        file, measured = "latency.json", timed_in_peace
+    elif "--fuse" in sys.argv:
+        file, measured = "fuse.json", printed(fused)
+    wanted = [name for name in sys.argv[1:] if not name.startswith("--")] or names()
+    if "--missing" in sys.argv:
+        done = {r["network"] for r in recorded(file)}
+        wanted = [name for name in wanted if name not in done]
+    print(json.dumps(TOTALS[file](record(file, measured, wanted)), indent=1))
 
 
 if __name__ == "__main__":
