@@ -229,7 +229,10 @@ def test_many_faults_are_the_first_five(run, tiny):
         (["tiny:with_norm", "--input", "1x-3x8"], "--input wants a shape.*got '1x-3x8'"),
         (["tiny:with_norm", "--out", "out.pt"], r"out\.pt ends in '\.pt'; wanted \.pt2, \.onnx, \.safetensors"),
         (["tiny:with_norm", "--out", "no/out.pt2"], "there is no folder no"),
-        (["tiny:with_norm", "--input", "1x5x8x8"], "--input 1x5x8x8 does not fit: .*to have 3 channels, but got 5"),
+        (
+            ["tiny:with_norm", "--input", "1x5x8x8"],
+            "Sequential does not run on --input 1x5x8x8: .*to have 3 channels, but got 5",
+        ),
     ],
 )
 def test_mistakes_are_one_line(run, arguments, message):

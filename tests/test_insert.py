@@ -507,9 +507,13 @@ def test_keep_function_of_a_dead_channel():
         (IMAGES, r"an iterable of batches; got one Tensor. Give \[batch\]"),
         ([IMAGES, IMAGES * float("nan")], "'features.0' values that are not finite"),
         ([IMAGES[:1]], "'head.0' less than two values per channel"),
+        (
+            [IMAGES, IMAGES.expand(-1, 2, -1, -1)],
+            r"Net does not run on a batch of \(8, 2, 8, 8\) torch.float32 on cpu: .*channels",
+        ),
         ([IMAGES, 7], "cannot tell the input of a batch of type int"),
     ],
-    ids=["none", "one", "nan", "small", "kind"],
+    ids=["none", "one", "nan", "small", "shape", "kind"],
 )
 def test_batches_to_measure_that_do_not_do(batches, message):
     with pytest.raises(bn.BatchNormError, match=message):

@@ -184,7 +184,9 @@ def test_what_the_example_cannot_decide_is_refused(condition, reason):
 @pytest.mark.parametrize("trainable", [False, True])
 def test_inputs_that_the_network_does_not_run_on_are_refused(trainable):
     with pytest.raises(
-        bn.BatchNormError, match=r"^Sequential does not run on the example_inputs: mat1 and mat2 .*3x5 and 4x4\)$"
+        bn.BatchNormError,
+        match=r"^Sequential does not run on example_inputs of \(3, 5\) torch.float32 on cpu: "
+        r"mat1 and mat2 .*3x5 and 4x4\)\. Give a shape, type and device that it takes",
     ):
         trace(nn.Sequential(nn.Linear(4, 4)), torch.randn(3, 5), trainable=trainable)
 

@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
-from .errors import BatchNormError
+from .errors import BatchNormError, first_line
 
 
 def check_batches(batches: Iterable[Any]) -> None:
@@ -27,18 +28,37 @@ def run_batch(model: nn.Module, batch: Any) -> Any:
             DataLoader gives (input, target)).
 
     Raises:
-        BatchNormError: any other kind of batch.
+        BatchNormError: any other kind of batch, or one that the network does not run on.
     """
-    device = device_of(model)
     inputs = batch[0] if isinstance(batch, tuple | list) and batch else batch
-    if isinstance(inputs, Tensor):
-        return model(inputs.to(device))
-    if isinstance(inputs, Mapping):
-        return model(**{key: v.to(device) if isinstance(v, Tensor) else v for key, v in inputs.items()})
-    raise BatchNormError(
-        f"cannot tell the input of a batch of type {type(batch).__name__}; wanted a tensor, a dict of keyword "
-        "arguments, or a tuple that starts with one of the two."
+    if not isinstance(inputs, Tensor | Mapping):
+        raise BatchNormError(
+            f"cannot tell the input of a batch of type {type(batch).__name__}; wanted a tensor, a dict of keyword "
+            "arguments, or a tuple that starts with one of the two."
+        )
+    device = device_of(model)
+    inputs = inputs if isinstance(inputs, Tensor) else dict(inputs)
+    inputs = pytree.tree_map_only(Tensor, lambda x: x.to(device), inputs)
+    try:
+        return model(**inputs) if isinstance(inputs, dict) else model(inputs)
+    except torch.OutOfMemoryError:
+        raise  # the batch fits the network, though not the device
+    except Exception as error:
+        raise does_not_run(model, f"a batch of {described(inputs)}", error) from error
+
+
+def does_not_run(model: nn.Module, what: str, error: Exception) -> BatchNormError:
+    """What to raise where `model` does not run on `what`: that, what torch says, and what to do."""
+    return BatchNormError(
+        f"{type(model).__name__} does not run on {what}: {first_line(error).rstrip('.')}. "
+        "Give a shape, type and device that it takes; many networks want a least height and width."
     )
+
+
+def described(inputs: Any) -> str:
+    """The tensors in `inputs`: shape, type and device of each."""
+    tensors = [x for x in pytree.tree_leaves(inputs) if isinstance(x, Tensor)]
+    return " and ".join(f"{tuple(x.shape)} {x.dtype} on {x.device}" for x in tensors) or "no tensor"
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .errors import BatchNormError, first_line
+from .batches import does_not_run
+from .errors import BatchNormError
 from .files import check_out, make, make_model, save_network, save_state
 from .fold import fold
 from .insert import Removable, insert
@@ -81,7 +82,7 @@ def example_for(model: nn.Module, shape: str) -> Tensor:
     try:
         model(example)
     except Exception as error:
-        raise BatchNormError(f"--input {shape} does not fit: {first_line(error)}") from error
+        raise does_not_run(model, f"--input {shape}", error) from error
     return example
 
 

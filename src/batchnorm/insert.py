@@ -103,7 +103,7 @@ def insert(
 
     Raises:
         BatchNormError: a network that cannot be traced, a name in `where` that holds no place, an unknown `remove`,
-            `keep_function` batches that do not reach a BN or are not finite.
+            example inputs or `keep_function` batches that it does not run on, that do not reach a BN or are not finite.
     """
     network = trace(model, example_inputs, trainable=True)
     removed = _remove(network, {remove} if isinstance(remove, str) else set(remove))

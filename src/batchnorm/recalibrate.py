@@ -98,7 +98,8 @@ def recalibrate(
         A row per BN, which prints as a table of how far its statistics moved.
 
     Raises:
-        BatchNormError: an unknown estimator; no BN to recalibrate; no batch that can be used; another process failed.
+        BatchNormError: an unknown estimator; no BN to recalibrate; a batch that the network does not run on; no batch
+            that can be used; another process failed.
     """
     # The wrapper broadcasts buffers before a forward, and would wait for ever for a process that has no batch.
     bare = model.module if isinstance(model, DistributedDataParallel) else model
@@ -114,7 +115,10 @@ def recalibrate(
         raise
     estimates = _merge_across_processes(bare, estimates)
     if not any(estimate.calls for estimate in estimates.values()):
-        raise BatchNormError("recalibrate got no batch it could use. " + " ".join(left_out or ["There was none."]))
+        why = " ".join(left_out or ["There was none."])
+        raise BatchNormError(
+            f"recalibrate got no batch it could use. {why} Give finite values, more than one per channel and layer."
+        )
     return RecalibrateResult(model, tuple(_write(layers, estimates, notes, estimator)), tuple(left_out))
 
 
@@ -163,8 +167,8 @@ class _Estimate:
         return _Estimate(calls, Moments(count, mean, m2), mean_of_means, mean_of_vars)
 
 
-class _LeaveOut(Exception):
-    """Why the batch that is running must not count."""
+class _LeaveOut(BaseException):
+    """Why the batch that is running must not count. No Exception: those of a network are errors of its own."""
 
 
 def _choose(model: nn.Module) -> tuple[dict[str, _BatchNorm], dict[str, str]]:

@@ -16,7 +16,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils import _pytree as pytree
 
-from .batches import in_eval
+from .batches import described, does_not_run, in_eval
 from .compare import Call, copied, doubled, largest_error, run
 from .errors import BatchNormError, first_line
 from .graph import Network
@@ -110,9 +110,7 @@ class _Oracle:
         try:
             self.output = run(self.model, call)
         except Exception as error:
-            raise BatchNormError(
-                f"{type(model).__name__} does not run on the example_inputs: {first_line(error)}"
-            ) from error
+            raise does_not_run(model, f"example_inputs of {described(call)}", error) from error
 
     def check(self, network: Network, *, twice: bool = False) -> Network:
         """`network`, if in eval mode it computes what the model does, of `twice` the batch if wanted; else an error."""
