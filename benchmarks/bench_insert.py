@@ -3,7 +3,9 @@
     python benchmarks/bench_insert.py [records/algorithm2/insert.json]
 
 Weights as each network starts, He's for convolutions; batches of noise. The error is the largest difference of the new
-network from the old one in eval mode on a batch that neither has seen, relative to the largest output, in float32.
+network from the old one in eval mode on a batch that neither has seen, relative to the largest output, in float32;
+before that the old network's checkpoint is loaded into the new one, and misfits are keys that then lack or are over
+but for those of the new layers and of dropped biases.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ from torch import nn
 
 import batchnorm as bn
 
-NETWORKS = ("alexnet", "squeezenet1_0", "squeezenet1_1", "vgg11")
+NETWORKS = ("alexnet", "squeezenet1_0", "squeezenet1_1", "vgg11", "vgg13", "vgg16", "vgg19")
+NORM_KEYS = ("weight", "bias", "running_mean", "running_var")
 THREADS = 2
 
 
@@ -33,13 +36,27 @@ def measure(name: str) -> dict[str, Any]:
             nn.init.kaiming_normal_(layer.weight)
             if layer.bias is not None:
                 nn.init.normal_(layer.bias, std=0.1)
-    batches = [torch.randn(8, 3, 96, 96) for _ in range(3)]
+    batches = [torch.randn(8, 3, 64, 64) for _ in range(3)]
     result = bn.insert(model, batches[0], keep_function=batches)
-    unseen = torch.randn(8, 3, 96, 96)
+    misfits = load_old(result, model.state_dict())
+    unseen = torch.randn(8, 3, 64, 64)
     wanted = model(unseen)
     error = float((result.model(unseen) - wanted).abs().max() / wanted.abs().max())
     counts = {action: sum(row.action == action for row in result.rows) for action in ("inserted", "skipped")}
-    return {"network": name, **counts, "error": error}
+    return {"network": name, **counts, "error": error, **misfits}
+
+
+def load_old(result: bn.InsertResult, checkpoint: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """Load the plain network's checkpoint: what does not fit, but for the new layers' keys and the dropped biases."""
+    found = result.model.load_state_dict(checkpoint, strict=False)
+    placed = [row for row in result.rows if row.action == "inserted"]
+    new = {f"{row.layer}.{key}" for row in placed for key in NORM_KEYS}
+    dropped = {f"{row.place}.bias" for row in placed if row.bias == "dropped"}
+    return {
+        "keys_loaded": len(checkpoint) - len(found.unexpected_keys),
+        "biases_dropped": len(dropped),
+        "misfits": sorted(set(found.missing_keys) ^ new | set(found.unexpected_keys) ^ dropped),
+    }
 
 
 def main() -> None:
@@ -47,7 +64,8 @@ def main() -> None:
     records = []
     for name in NETWORKS:
         records.append(measure(name))
-        print("{network:<16}{inserted:>4} inserted{skipped:>4} skipped  error {error:.1e}".format(**records[-1]))
+        line = "{network:<16}{inserted:>4} inserted{skipped:>4} skipped  error {error:.1e}  misfits {misfits}"
+        print(line.format(**records[-1]), flush=True)
     versions = {module.__name__: module.__version__ for module in (torch, torchvision, bn)}
     conditions = {"versions": versions, "processor": platform.machine(), "threads": THREADS, "seed": 0}
     if len(sys.argv) > 1:
