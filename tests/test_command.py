@@ -44,6 +44,7 @@ number = lambda: 7
 def tiny(monkeypatch, tmp_path):
     """A module `tiny` in the working directory."""
     (tmp_path / "tiny.py").write_text(TINY)
+    (tmp_path / "old.onnx").touch()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.delitem(sys.modules, "tiny", raising=False)
@@ -159,6 +160,10 @@ def write_shape(state):
     torch.save({**state, "0.weight": torch.zeros(4, 3, 7, 7)}, "weights.pt")
 
 
+def write_wrapped(state):
+    torch.save({f"module.{name}": value for name, value in state.items()}, "weights.pt")
+
+
 def write_nested(state):
     torch.save({"epoch": 3, "state_dict": state}, "weights.pt")
 
@@ -193,6 +198,7 @@ def write_nothing(_state):
         (write_missing, r"weights\.pt does not fit Sequential: it has no '4\.bias'$"),
         (write_more, r"does not fit Sequential: it has '5\.weight', which the network has not$"),
         (write_shape, r"it has '0\.weight' of shape \(4, 3, 7, 7\), the network of \(4, 3, 3, 3\)$"),
+        (write_wrapped, r"and 12 more\. Its names begin with 'module\.': write the state_dict of the network inside$"),
         (write_nested, r"holds a dict with the keys epoch, state_dict; wanted tensors by name"),
         (write_list, r"holds <class 'list'>; wanted tensors by name"),
         (write_junk, r"weights\.pt cannot be read: error: unpack requires"),
@@ -223,11 +229,17 @@ def test_many_faults_are_the_first_five(run, tiny):
         (["tiny"], "wanted MODULE:FACTORY, such as torchvision.models:resnet18; got 'tiny'"),
         (["nowhere:net"], "cannot make nowhere:net: ModuleNotFoundError: No module named 'nowhere'"),
         (["tiny:nothing"], "cannot make tiny:nothing: AttributeError"),
-        (["tiny:wants"], r"cannot make tiny:wants: TypeError: wants\(\) missing 1 required positional argument"),
+        (
+            ["tiny:wants"],
+            r"cannot make tiny:wants: TypeError: wants\(\) missing 1 required positional.*name a function that",
+        ),
+        (["./tiny.py:plain"], "wanted MODULE:FACTORY, such as torchvision.models:resnet18; got './tiny.py:plain'"),
+        (["tiny.py:plain"], "wanted MODULE:FACTORY, such as torchvision.models:resnet18; got 'tiny.py:plain'"),
         (["tiny:number"], "tiny:number gives a int; wanted a torch.nn.Module"),
         (["tiny:with_norm", "--input", "3"], "--input wants a shape with its batch axis, such as 1x3x224x224; got '3'"),
         (["tiny:with_norm", "--input", "1x-3x8"], "--input wants a shape.*got '1x-3x8'"),
         (["tiny:with_norm", "--out", "out.pt"], r"out\.pt ends in '\.pt'; wanted \.pt2, \.onnx, \.safetensors"),
+        (["tiny:with_norm", "--out", "old.onnx"], r"old\.onnx is there already; give another name, or remove it"),
         (["tiny:with_norm", "--out", "no/out.pt2"], "there is no folder no"),
         (
             ["tiny:with_norm", "--input", "1x5x8x8"],

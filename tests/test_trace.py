@@ -191,6 +191,14 @@ def test_inputs_that_the_network_does_not_run_on_are_refused(trainable):
         trace(nn.Sequential(nn.Linear(4, 4)), torch.randn(3, 5), trainable=trainable)
 
 
+@pytest.mark.parametrize("trainable", [False, True])
+def test_an_output_without_a_finite_value_is_refused_since_nothing_can_be_compared(trainable):
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+    nn.init.constant_(model[0].weight, float("nan"))
+    with pytest.raises(bn.BatchNormError, match=r"^Sequential gives no finite value for the example_inputs; look for"):
+        trace(model, torch.randn(3, 4), trainable=trainable)
+
+
 def test_auxiliary_outputs_in_training_are_named():
     class Auxiliary(nn.Module):
         def __init__(self):

@@ -24,14 +24,15 @@ def make(target: str) -> Any:
         BatchNormError: another form, a module or factory that is not there, a factory that fails.
     """
     module, _, factory = target.partition(":")
-    if not module or not factory:
+    if not factory or not all(part.isidentifier() for part in module.split(".")) or module.endswith(".py"):
         raise BatchNormError(f"wanted MODULE:FACTORY, such as torchvision.models:resnet18; got {target!r}")
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:
         return attrgetter(factory)(importlib.import_module(module))()
     except Exception as error:
-        raise BatchNormError(f"cannot make {target}: {type(error).__name__}: {first_line(error)}") from error
+        advice = ". It is called without arguments; name a function that wants none" * isinstance(error, TypeError)
+        raise BatchNormError(f"cannot make {target}: {type(error).__name__}: {first_line(error)}{advice}") from error
 
 
 def make_model(target: str, weights: Path | None) -> nn.Module:
@@ -71,8 +72,17 @@ def load_weights(model: nn.Module, file: Path) -> None:
     ]
     if faults:
         more = f"; and {len(faults) - 5} more" if len(faults) > 5 else ""
-        raise BatchNormError(f"{file} does not fit {type(model).__name__}: it {'; it '.join(faults[:5])}{more}")
+        advice = _advice(state, own)
+        raise BatchNormError(f"{file} does not fit {type(model).__name__}: it {'; it '.join(faults[:5])}{more}{advice}")
     model.load_state_dict(state, strict=False)
+
+
+def _advice(state: dict[str, Tensor], own: dict[str, Tensor]) -> str:
+    """What to do where all names begin alike, as those of a wrapper do (DistributedDataParallel, torch.compile)."""
+    prefix = f"{next(iter(state), '').partition('.')[0]}."
+    if {name.removeprefix(prefix) for name in state if name.startswith(prefix)} != set(own):
+        return ""
+    return f". Its names begin with {prefix!r}: write the state_dict of the network inside"
 
 
 def _read(file: Path) -> Any:
@@ -92,11 +102,13 @@ def _read(file: Path) -> Any:
 
 
 def check_out(file: Path, kinds: tuple[str, ...]) -> None:
-    """Raise BatchNormError unless `file` has one of these endings and a folder that is there."""
+    """Raise BatchNormError unless `file` is new, has one of these endings and a folder that is there."""
     if file.suffix not in kinds:
         raise BatchNormError(f"{file} ends in {file.suffix!r}; wanted {', '.join(kinds)}")
     if not file.parent.is_dir():
         raise BatchNormError(f"there is no folder {file.parent}")
+    if file.exists():
+        raise BatchNormError(f"{file} is there already; give another name, or remove it")
 
 
 def save_state(model: nn.Module, file: Path) -> None:

@@ -111,6 +111,12 @@ class _Oracle:
             self.output = run(self.model, call)
         except Exception as error:
             raise does_not_run(model, f"example_inputs of {described(call)}", error) from error
+        values = [x for x in pytree.tree_leaves(self.output) if isinstance(x, Tensor) and x.numel()]
+        if values and not any(x.isfinite().any() for x in values):  # nothing to compare a result with
+            raise BatchNormError(
+                f"{type(model).__name__} gives no finite value for the example_inputs; look for inf or NaN in its "
+                "weights and statistics, or give other inputs"
+            )
 
     def check(self, network: Network, *, twice: bool = False) -> Network:
         """`network`, if in eval mode it computes what the model does, of `twice` the batch if wanted; else an error."""
