@@ -14,6 +14,7 @@ from torch import nn
 from torch.multiprocessing.spawn import start_processes
 
 import batchnorm as bn
+from batchnorm.batches import run_batch
 
 # Statistics are sums in double, stored as float32: half a unit in the last place (6e-8), and a little for the norm.
 FLOAT32 = 2e-7
@@ -194,11 +195,13 @@ def failing_batches():
 )
 def test_an_exception_leaves_the_old_statistics_whole_and_restores_the_rest(net, batches, error, message):
     before, modes = snapshot(net), [m.training for m in net.modules()]
+    net.bn1.momentum = 0.3
     with pytest.raises(error, match=message):
         bn.recalibrate(net, batches)
     assert_same_state(net, before)
     assert [m.training for m in net.modules()] == modes
-    assert not any(m._forward_pre_hooks for m in net.modules())
+    assert not any(m._forward_pre_hooks or m._forward_hooks for m in net.modules())
+    assert (net.bn1.momentum, net.bn2.momentum) == (0.3, 0.1)
     net(data(16))
     assert not torch.equal(net.bn1.running_mean, before["bn1.running_mean"])
 
@@ -279,6 +282,12 @@ def test_a_data_loader_with_an_uneven_last_batch():
     model = nn.BatchNorm1d(4)
     bn.recalibrate(model, loader)
     assert_statistics(model, *numpy_statistics(x))
+
+
+@pytest.mark.parametrize("batch", [data(16), (data(16), 3), {"pixels": data(16)}], ids=["tensor", "tuple", "dict"])
+def test_a_batch_is_moved_to_the_device_of_the_model(batch):
+    model = (Keywords() if isinstance(batch, dict) else Net()).to("meta")
+    assert run_batch(model, batch).device == torch.device("meta")
 
 
 def test_forward_runs_any_other_kind_of_batch():
