@@ -238,8 +238,10 @@ def test_functions_and_shared_layers_fold(case):
 
 
 def test_torch_fx_is_wrong_where_one_convolution_is_called_twice_and_we_are_not():
-    model, x = randomized(Call(twice, **CALLS["one convolution called twice"][1])), torch.randn(IMAGE)
-    assert error(model, fx_fuse(model), x) > 0.1
+    torch.manual_seed(0)
+    layers = {"conv": nn.Conv2d(4, 4, 3), "a": nn.BatchNorm2d(4), "b": nn.BatchNorm2d(4)}
+    model, x = randomized(Call(twice, **layers)), torch.randn(IMAGE)
+    assert error(model, fx_fuse(model), x) > 0.4
     assert error(model, bn.fold(model, x).model, x) < ROUNDED
 
 

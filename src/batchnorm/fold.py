@@ -55,7 +55,7 @@ def fold(model: nn.Module, example_inputs: Any, *, tolerance: float | None = Non
     batch normalization, through whatever passes it on: reshape, permute, crop, concatenation, average pooling,
     Dropout, constants added or multiplied. It goes only where the result is the same function: into no layer whose
     output is read elsewhere, and forward into no zero-padded convolution, whose border would see the wrong constant
-    (torch.fx's `fuse` errs by 1.0 when one convolution is called twice: here each call gets its own weights).
+    (torch.fx's `fuse` is wrong where one convolution is called twice: here each call gets its own weights).
     What cannot go anywhere is left as that one affine map; no running statistics survive.
 
     The model given is not changed and is treated as in eval mode. The folded one is a plain `torch.fx.GraphModule`,
