@@ -599,12 +599,14 @@ def test_the_result_prints_as_a_table():
     assert lines[4].startswith("1 of 2 folded; relative error ")
 
 
-def test_the_code_of_the_docs_runs_and_prints_what_they_say():
+def test_the_code_of_the_docs_runs_and_prints_what_they_say(capsys):
     page = (Path(__file__).parents[1] / "docs" / "fold.md").read_text()
-    code, printed = re.findall(r"```(?:python)?\n(.*?)```", page, re.DOTALL)[:2]
+    code, printed, fuse = re.findall(r"```(?:python)?\n(.*?)```", page, re.DOTALL)
     names: dict[str, Any] = {}
     exec(code.replace("print(result)", ""), names)
     assert str(names["result"]).splitlines()[:-1] == printed.splitlines()[:-1]  # the last line has the errors
+    exec(fuse, names)
+    assert "1 of 1 fused" in capsys.readouterr().out
 
 
 # Random small networks

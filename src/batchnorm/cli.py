@@ -161,7 +161,7 @@ def fold(target: Target, shape: Shape, weights: Path | None = None, out: Path | 
         target: What makes the network, called without arguments, such as torchvision.models:resnet18.
         shape: Shape of the example input, with its batch axis.
         weights: A state_dict, .safetensors or written by torch.save; a file that would run code is refused.
-        out: Where to write the result: .pt2 (torch.export), .onnx, or .safetensors for its tensors alone.
+        out: New file for the result: .pt2 (torch.export), .onnx, or .safetensors for its tensors alone.
     """
     run_fold(target, shape, weights, out)
 
@@ -184,7 +184,7 @@ def insert(
         where: Only at layers of these names, or inside modules of these names.
         remove: Layers to take out (Sec. 4.2.1).
         data: MODULE:FACTORY of batches to measure; the new layers then start as the identity on them.
-        out: Where to write the state_dict of the result, .safetensors.
+        out: New file for the state_dict of the result, .safetensors.
     """
     run_insert(target, shape, weights, out, where, remove, data)
 
@@ -203,7 +203,7 @@ def recalibrate(
         data: MODULE:FACTORY of the batches of the training set.
         weights: A state_dict, .safetensors or written by torch.save; a file that would run code is refused.
         estimator: pooled over all values, or the paper's mean over batches.
-        out: Where to write the state_dict of the result, .safetensors.
+        out: New file for the state_dict of the result, .safetensors.
     """
     run_recalibrate(target, data, weights, out, estimator)
 
