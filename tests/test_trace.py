@@ -199,6 +199,25 @@ def test_an_output_without_a_finite_value_is_refused_since_nothing_can_be_compar
         trace(model, torch.randn(3, 4), trainable=trainable)
 
 
+@pytest.mark.parametrize("transform", [bn.insert, bn.fuse])
+def test_an_auxiliary_head_that_the_example_is_too_small_for_is_named(transform):
+    class Auxiliary(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.head = nn.BatchNorm2d(4), nn.Conv2d(4, 2, 9)
+
+        def forward(self, x):
+            y = self.norm(x)
+            return (y, self.head(y)) if self.training else y
+
+    with pytest.raises(
+        bn.BatchNormError,
+        match=r"forward in training does not run on \(2, 4, 7, 7\).*: Calculated padded input size per channel.*"
+        r"Make the network without them \(torchvision: aux_logits=False\)",
+    ):
+        transform(Auxiliary(), torch.randn(IMAGE))
+
+
 def test_auxiliary_outputs_in_training_are_named():
     class Auxiliary(nn.Module):
         def __init__(self):

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.utils import parametrize
@@ -140,13 +140,23 @@ class _Oracle:
 def _trace_for_training(root: nn.Module, call: Call, oracle: _Oracle) -> Network:
     try:
         graph, taken, decided = trace_symbolically(root, call, trainable=True)
-        network = oracle.check(Network(root, graph, taken, trainable=True))
+        network = oracle.check(_as_in_training(root, graph, taken))
         return oracle.check(network, twice=True) if decided else network  # by the example's sizes, not by its batch's
     except Exception as error:
         raise BatchNormError(
             f"{type(root).__name__} cannot be traced for training: {first_line(error)}. Python control flow on values "
             "cannot be followed, and `if self.training` around batch normalization is taken as in training; "
             "give the part that can be traced."
+        ) from error
+
+
+def _as_in_training(root: nn.Module, graph: fx.Graph, taken: Call) -> Network:
+    try:
+        return Network(root, graph, taken, trainable=True)
+    except Exception as error:  # in eval the network did run on them
+        raise BatchNormError(
+            f"its forward in training does not run on {described(taken)}: {first_line(error).rstrip('.')}. Auxiliary "
+            "outputs? Make the network without them (torchvision: aux_logits=False)"
         ) from error
 
 
