@@ -1,6 +1,7 @@
 """The tables of the committed records are what their raw rows say."""
 
 import importlib.util
+import json
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,20 @@ def summary():
 def test_mnist_tables(summary, table):
     text = (ROOT / "records/mnist/README.md").read_text()
     assert "\n".join(summary.tables()[table]) in text
+
+
+def test_the_zoos_claims_are_its_records():
+    zoo = ROOT / "records/zoo"
+    fold, fuse = (json.loads((zoo / name).read_text()) for name in ("results.json", "fuse.json"))
+    for records in (fold["records"], fuse["records"]):
+        assert [r["network"] for r in records] == (ROOT / "benchmarks/zoo_networks.txt").read_text().split()
+    claims = [f"{fold['totals'][key]:,}" for key in ("networks", "layers", "folded", "free_of_batch_norm", "fx_folded")]
+    claims += [f"{fold['totals'][key]:.1%}".replace("%", " %") for key in ("share", "fx_share")]
+    claims += [f"{fuse['totals'][key]:,}" for key in ("fused", "layers")]
+    text = (zoo / "README.md").read_text()
+    assert [claim for claim in claims if claim not in text] == []
+    assert sum(r["folded"] for r in fold["records"]) == fold["totals"]["folded"]
+    assert sum(r["fused"] for r in fuse["records"]) == fuse["totals"]["fused"]
 
 
 def test_mnist_bn_is_ahead_at_every_measurement_of_every_seed(summary):
