@@ -31,7 +31,8 @@ def make(target: str) -> Any:
     try:
         return attrgetter(factory)(importlib.import_module(module))()
     except Exception as error:
-        advice = ". It is called without arguments; name a function that wants none" * isinstance(error, TypeError)
+        called = isinstance(error, TypeError)
+        advice = ". It is called without arguments; name a function that wants none" if called else ""
         raise BatchNormError(f"cannot make {target}: {type(error).__name__}: {first_line(error)}{advice}") from error
 
 
