@@ -1,10 +1,15 @@
-"""Training BN-Inception at 224x224 on the CPU: ours against torchvision-style training, and two processes against one.
+"""Training BN-Inception at 224x224 on the CPU: against torchvision-style training, on two processes, from JPEGs.
 
     python benchmarks/bench_inception.py [--rounds 5] [--out records/inception-speed/training.json]
+    python benchmarks/bench_inception.py --part loading --rounds 12 --out records/inception-speed/loading.json
 
 Every contender has a process of its own, since the allocator is a process's; they take turns, a step each. The same
 network, weights and images: contenders differ in the layers (torch.nn.BatchNorm2d and ReLU, or ours), the memory
 format, the precision and the allocator. Before the clock, all float32 contenders must agree on the loss.
+
+The part "loading" is BN-x5 as the command trains it, from 200 generated JPEGs of 500x375 in class folders (which the
+system keeps in memory), for several numbers of workers, one after another: a step's seconds, and the share of them that
+the training waited for its images.
 """
 
 from __future__ import annotations
@@ -16,6 +21,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,11 +29,18 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from bench_images import write_images
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import batchnorm as bn
+from batchnorm.paper.imagenet import Trainer
+from batchnorm.paper.images import open_images
 from batchnorm.paper.inception import Inception
+from batchnorm.paper.inception_config import InceptionConfig, settled
+from batchnorm.paper.loader import default_workers
+from batchnorm.paper.processes import ALONE
+from batchnorm.paper.variants import BN_X5
 
 BATCH, SIZE = 32, 224
 # name -> our layers, channels-last, bfloat16, keep_memory
@@ -40,6 +53,8 @@ CONTENDERS = {
     "ours, NHWC, bfloat16": (True, True, True, True),
 }
 BASELINE = next(iter(CONTENDERS))
+WORKERS = (0, 1, 2)
+WARM_UP = 2  # steps; the workers start in the first
 
 
 def with_torch_layers(module: nn.Module) -> nn.Module:
@@ -171,19 +186,54 @@ def processes(rounds: int) -> dict[str, Any]:
     }
 
 
+def load(data: str, workers: int, threads: int, rounds: int) -> None:
+    """A process of its own that trains from JPEGs; prints the seconds of its steps and the share that it waited."""
+    bn.keep_memory()
+    torch.set_num_threads(threads)
+    images = open_images(data, "train")
+    trainer = Trainer(settled(InceptionConfig(data, workers=workers), BN_X5), BN_X5, images, images, ALONE)
+    trainer.model.train()
+    seconds = []
+    for step in range(WARM_UP + rounds):
+        if step == WARM_UP:
+            trainer.waiting.restart()
+        start = time.perf_counter()
+        trainer.update(step).item()
+        seconds.append(time.perf_counter() - start)
+    print(json.dumps({"seconds": seconds[WARM_UP:], "waited": trainer.waiting.share}))
+
+
+def loading(threads: int, rounds: int) -> dict[str, Any]:
+    """What `load` finds for each number of workers, and which of them is the default."""
+    found = {}
+    with tempfile.TemporaryDirectory() as name:
+        kilobytes, data = write_images(Path(name)), f"{name}/folders"
+        default = default_workers(open_images(data, "train"))
+        for workers in WORKERS:
+            command = [sys.executable, __file__, "--load", data, "--workers", str(workers)]
+            command += ["--threads", str(threads), "--rounds", str(rounds)]
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+            found[workers] = json.loads(done.stdout)
+    return {"kilobytes": kilobytes, "default_workers": default, "workers": found}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--part", choices=("training", "processes"), help="only this part")
+    parser.add_argument("--part", choices=("training", "processes", "loading"), help="only this part")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--load", help=argparse.SUPPRESS)
+    parser.add_argument("--workers", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
         return serve(options.serve, options.threads)
     if options.work:
         return work(options.rounds)
+    if options.load:
+        return load(options.load, options.workers, options.threads, options.rounds)
     result: dict[str, Any] = {
         "network": f"BN-Inception, batch {BATCH}, {SIZE}x{SIZE}",
         "threads": options.threads,
@@ -191,16 +241,21 @@ def main() -> None:
         "cpu": platform.processor() or platform.machine(),
         "kernels": bn.kernels_available(),
     }
-    if options.part != "processes":
+    if options.part in (None, "training"):
         result["training"] = train_in_turns(options.threads, options.rounds)
         base = result["training"][BASELINE]["images_per_second"]
         for name, row in result["training"].items():
             row["ratio"] = row["images_per_second"] / base
             print(f"{name:40} {row['images_per_second']:6.1f} images/s  {row['ratio']:.2f}x")
-    if options.part != "training":
+    if options.part in (None, "processes"):
         result["processes"] = processes(options.rounds)
         for name in ("efficiency", "lost_to_sharing_the_machine", "lost_to_averaging_gradients"):
             print(f"{name.replace('_', ' '):40} {result['processes'][name]:.1%}")
+    if options.part in (None, "loading"):
+        result["loading"] = loading(options.threads, options.rounds)
+        for workers, row in result["loading"]["workers"].items():
+            rate = BATCH / statistics.median(row["seconds"])
+            print(f"{f'{workers} workers':40} {rate:6.2f} images/s  waited {row['waited']:.2%}")
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(result, indent=1) + "\n")

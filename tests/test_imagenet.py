@@ -19,7 +19,7 @@ from torch import nn
 
 import batchnorm as bn
 from batchnorm.cli import main
-from batchnorm.paper import imagenet, predict
+from batchnorm.paper import imagenet, predict, progress
 from batchnorm.paper.comparison import read_records
 from batchnorm.paper.distortions import Distort, crops_144, normalised
 from batchnorm.paper.imagenet import Trainer, run_variant
@@ -91,6 +91,22 @@ def test_it_learns_and_records(finished):
     assert rows[-1]["loss"] < 2.3
     assert rows[-1]["top1"] > 0.3 > rows[0]["top1"]
     assert all(row["top5"] >= row["top1"] for row in rows)
+
+
+def test_the_rows_say_how_long_training_waited_for_images(finished):
+    waited = [row["waited"] for row in finished.rows()]
+    assert waited[0] == 0.0
+    assert all(0 < share < 1 for share in waited[1:])  # without workers it reads its images itself
+
+
+def test_waiting_is_shown_unless_it_is_negligible(tree, tmp_path, capsys):
+    (job,) = new_jobs("bn-x5", replace(TINY, data=tree), tmp_path / "run")
+    with progress._display(job, Run(job.folder), ALONE) as (report, _):
+        for step, waited in ((4, 0.25), (8, 0.01)):
+            report({"step": step, "top1": 0.5, "waited": waited})
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert "step 4: top-1 50.00%, 25% of the time waiting for images" in lines
+    assert "step 8: top-1 50.00%" in lines
 
 
 def test_an_update_is_sgd_with_momentum_decay_of_the_weights_alone_and_the_schedule(tree):
@@ -170,8 +186,13 @@ def test_stopping_and_resuming_gives_the_same_bits(tree, tmp_path, finished):
     same(run, finished)
 
 
+def timeless(run):
+    """The rows but for `waited`, which is of the clock."""
+    return [{name: value for name, value in row.items() if name != "waited"} for row in run.rows()]
+
+
 def same(run, other):
-    assert run.rows() == other.rows()
+    assert timeless(run) == timeless(other)
     ours, theirs = (r.checkpoint(CHECKPOINT).load() for r in (run, other))
     assert ours["step"] == theirs["step"]
     for name, value in ours["model"].items():

@@ -11,9 +11,10 @@ import torch
 from jpegs import jpeg_shards, jpeg_tree
 
 import batchnorm as bn
+from batchnorm.paper import loader
 from batchnorm.paper.distortions import Distort
 from batchnorm.paper.images import DamagedImage, open_images
-from batchnorm.paper.loader import Damage, ImageBatches, Order, default_workers, evaluation_batches
+from batchnorm.paper.loader import Damage, ImageBatches, Order, Waiting, default_workers, evaluation_batches
 
 
 @pytest.fixture(scope="module")
@@ -152,6 +153,28 @@ def test_damage_is_logged_by_name_up_to_a_limit(caplog):
     ]
     with pytest.raises(bn.BatchNormError, match=r"more images are damaged than --max-damaged 2; the last is c\.jpg"):
         damage.count([DamagedImage("c.jpg", "text")])
+
+
+def test_waiting_is_what_a_batch_takes_to_come_not_what_is_done_with_it(monkeypatch):
+    clock = 0.0
+    monkeypatch.setattr(loader.time, "perf_counter", lambda: clock)
+
+    def slow():
+        nonlocal clock
+        for number in range(3):
+            clock += 1
+            yield number
+
+    waiting = Waiting()
+    batches = waiting.timed(slow())
+    for number in range(2):
+        assert next(batches) == number
+        clock += 3
+    assert waiting.share == 2 / 8
+    waiting.restart()
+    clock += 1
+    next(batches)
+    assert waiting.share == 1 / 2
 
 
 def test_more_processes_than_images_is_an_error(shards):

@@ -19,7 +19,7 @@ from .evaluate import count_hits
 from .images import Images, check_classes, open_images
 from .inception import Inception
 from .inception_config import Settled
-from .loader import Batch, Damage, ImageBatches, evaluation_batches
+from .loader import Batch, Damage, ImageBatches, Waiting, evaluation_batches
 from .processes import Processes
 from .run import Checkpoint, Row, Run
 from .train import Training, train
@@ -69,7 +69,7 @@ class Trainer:
         self.optimizer = torch.optim.SGD(_groups(self.model, self.variant.weight_decay), self.variant.lr, SGD_MOMENTUM)
         self.batches = self._image_batches(train_images, config.seed)
         self.statistics_batches = self._image_batches(train_images, config.seed + STATISTICS_SEED)
-        self.damage = Damage(config.max_damaged)
+        self.damage, self.waiting = Damage(config.max_damaged), Waiting()
         self._stream: Iterator[tuple[Tensor, Tensor]] | None = None
 
     def update(self, step: int) -> Tensor:
@@ -78,7 +78,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         if self._stream is None:
-            self._stream = self._placed(self.batches.batches(step))
+            self._stream = self._placed(self.waiting.timed(self.batches.batches(step)))
         images, labels = next(self._stream)
         torch.manual_seed(_number(self.config.seed, step, self.processes.rank))  # for Dropout
         self.optimizer.zero_grad()
@@ -90,10 +90,17 @@ class Trainer:
         return loss.detach()
 
     def measure(self) -> Row:
+        """Accuracy, and how the training stands: `waited`, the share of its time since the last row, is for images."""
+        waited = self.processes.sum(torch.tensor(self.waiting.share, dtype=torch.float64)).item()
+        row = {"epoch": self.epoch, "lr": learning_rate(self.variant, self.epoch), "waited": round(waited / self.processes.world_size, 4)}
+        top1, top5 = self._accuracy()
+        self.waiting.restart()  # training has not waited for the images of a measurement
+        return row | {"top1": top1, "top5": top5}
+
+    def _accuracy(self) -> tuple[float, float] | tuple[None, None]:
         """Top-1 and top-5 on all validation images, one crop, by statistics estimated for it (Alg. 2, line 10)."""
-        row = {"epoch": self.epoch, "lr": learning_rate(self.variant, self.epoch)}
         if not all(parameter.isfinite().all() for parameter in self.model.parameters()):
-            return row | {"top1": None, "top5": None}
+            return None, None
         if self.variant.batch_norm:
             stream = self._placed(self.statistics_batches.batches(self.step))
             batches = [images for images, _ in islice(stream, STATISTICS_BATCHES)]
@@ -101,11 +108,11 @@ class Trainer:
                 with self._autocast():
                     recalibrate(self.model, batches, progress=_silent)
             except BatchNormError:  # on all processes alike: no batch is left whose activations are finite
-                return row | {"top1": None, "top5": None}
+                return None, None
         top1, top5, count = self.processes.sum(self._count_correct()).tolist()
         if not count:
             raise BatchNormError(f"none of the {len(self.val_images)} validation images can be read")
-        return row | {"top1": top1 / count, "top5": top5 / count}
+        return top1 / count, top5 / count
 
     @property
     def epoch(self) -> float:

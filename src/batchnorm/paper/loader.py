@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import count
@@ -49,6 +50,30 @@ class Damage:
             LOG.warning("passed over a damaged image: %s", image)
             if len(self._names) > self.limit:
                 raise BatchNormError(f"more images are damaged than --max-damaged {self.limit}; the last is {image}")
+
+
+class Waiting:
+    """The share of its time that a training waits for its batches."""
+
+    def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        """Count from now on."""
+        self._start, self._waited = time.perf_counter(), 0.0
+
+    def timed(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The same batches; what each takes to come is waited, what its taker does with it is not."""
+        asked = time.perf_counter()
+        for batch in batches:
+            self._waited += time.perf_counter() - asked
+            yield batch
+            asked = time.perf_counter()
+
+    @property
+    def share(self) -> float:
+        """Of the time since `restart`, 0 to 1."""
+        return self._waited / (time.perf_counter() - self._start)
 
 
 class Order:

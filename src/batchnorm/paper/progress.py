@@ -22,6 +22,7 @@ from .processes import Processes
 from .run import Row, Run, append_row
 
 REFRESH_SECONDS = 0.5
+NEGLIGIBLE_WAIT = 0.02  # of the time
 
 
 def show_jobs(jobs: list[Job], processes: Processes) -> bool:
@@ -94,7 +95,10 @@ def _display(
             if row.get("diverged"):
                 bars.update(bar, accuracy=f"diverged at step {row['step']:,}")
             elif row["top1"] is not None:
-                bars.update(bar, accuracy=f"top-1 {row['top1']:.2%}")
+                waits = (
+                    f", {row['waited']:.0%} of the time waiting for images" if row["waited"] > NEGLIGIBLE_WAIT else ""
+                )
+                bars.update(bar, accuracy=f"top-1 {row['top1']:.2%}{waits}")
             if not bars.console.is_terminal:  # a log file gets a line a measurement
                 bars.console.print(f"step {row['step']:,}: {bars.tasks[bar].fields['accuracy']}")
 

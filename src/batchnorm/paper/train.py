@@ -56,7 +56,7 @@ def train(
     """Train from `checkpoint`, if it holds a state, to the end or to the first step after `stop` is set.
 
     Whether stopped, killed or neither, the records are the same to the bit: batches are numbered, and a measurement
-    depends on the model alone.
+    depends on the model alone, but for what it says of the clock.
 
     Arguments:
         record: called with each row, on every process.
