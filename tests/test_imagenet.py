@@ -20,10 +20,11 @@ from torch import nn
 import batchnorm as bn
 from batchnorm.cli import main
 from batchnorm.paper import imagenet, predict, progress
+from batchnorm.paper import shards as shard_room
 from batchnorm.paper.comparison import read_records
 from batchnorm.paper.distortions import Distort, crops_144, normalised
 from batchnorm.paper.imagenet import Trainer, run_variant
-from batchnorm.paper.images import open_images
+from batchnorm.paper.images import open_both, open_images
 from batchnorm.paper.inception_config import InceptionConfig, settled
 from batchnorm.paper.jobs import CHECKPOINT, GROUPS, NAMES, choose_jobs, new_jobs, resumed_jobs
 from batchnorm.paper.loader import ImageBatches
@@ -46,11 +47,17 @@ def tree(tmp_path_factory):
     return str(jpeg_tree(tmp_path_factory.mktemp("tree"), train=15, val=5))
 
 
-def train(folder, variant, config, stop=None):
+def train(folder, variant, config):
     """A run of `variant` in this process."""
     (job,) = new_jobs(variant.name, config, folder)
-    run = Run(job.folder)
-    run_variant(job.config, variant, run, run.checkpoint(CHECKPOINT), ignore, stop or Event(), ALONE)
+    return go_on(job)
+
+
+def go_on(job, stop=None, progress=None):
+    """A run in this process, from where it is."""
+    run, images = Run(job.folder), open_both(job.config.data, job.index)
+    trainer = Trainer(job.config, job.variant, *images, ALONE)
+    run_variant(trainer, run, run.checkpoint(CHECKPOINT), ignore, stop or Event(), progress)
     return run
 
 
@@ -165,7 +172,7 @@ def test_divergence_is_a_result(tree, tmp_path):
     assert last["loss"] is None
     assert 0 < last["step"] < 12
     before = run.rows()
-    run_variant(settled(config, INCEPTION_X5), INCEPTION_X5, run, run.checkpoint(CHECKPOINT), ignore, Event(), ALONE)
+    go_on(*resumed_jobs(run.folder))
     assert run.rows() == before  # resumed, it stays where it ended
     (record,) = read_records([run.folder])
     assert record.diverged == last["step"]
@@ -174,16 +181,13 @@ def test_divergence_is_a_result(tree, tmp_path):
 def test_stopping_and_resuming_gives_the_same_bits(tree, tmp_path, finished):
     stop = Event()
     (job,) = new_jobs("bn-x5", replace(TINY, data=tree), tmp_path / "run")
-    run = Run(job.folder)
 
     def stop_after_6(step, _):
         if step == 6:
             stop.set()  # seen at the end of the next step
 
-    run_variant(job.config, BN_X5, run, run.checkpoint(CHECKPOINT), ignore, stop, ALONE, stop_after_6)
-    assert run.checkpoint(CHECKPOINT).load()["step"] == 7
-    run_variant(job.config, BN_X5, run, run.checkpoint(CHECKPOINT), ignore, Event(), ALONE)
-    same(run, finished)
+    assert go_on(job, stop, stop_after_6).checkpoint(CHECKPOINT).load()["step"] == 7
+    same(go_on(job), finished)
 
 
 def timeless(run):
@@ -208,9 +212,7 @@ def test_kill_9_at_random_loses_nothing_that_a_resume_does_not_bring_back(tree, 
     process.kill()
     process.communicate()
     (job,) = choose_jobs(None, InceptionConfig(), None, folder)
-    run = Run(folder)
-    run_variant(job.config, job.variant, run, run.checkpoint(CHECKPOINT), ignore, Event(), ALONE)
-    same(run, finished)
+    same(go_on(job), finished)
 
 
 def test_ctrl_c_ends_with_a_checkpoint_and_says_how_to_go_on(tree, tmp_path):
@@ -307,8 +309,7 @@ def test_a_truncated_checkpoint_gives_way_to_the_one_before(tree, tmp_path, fini
     ):
         assert checkpoint.load()["step"] == 11
     with pytest.warns(UserWarning, match="Going on from"):
-        run_variant(settled(replace(TINY, data=tree), BN_X5), BN_X5, run, checkpoint, ignore, Event(), ALONE)
-    same(run, finished)
+        same(go_on(*resumed_jobs(run.folder)), finished)
 
 
 def test_the_help_lists_every_variant_and_group():
@@ -330,6 +331,19 @@ def test_all_makes_a_run_of_each_variant_and_resumes_them(tree, tmp_path):
     ]  # fmt: skip
     assert resumed_jobs(tmp_path / "all") == jobs
     assert choose_jobs(None, InceptionConfig(), None, tmp_path / "all") == jobs
+
+
+def test_the_headers_of_shards_are_read_once_for_all_variants_and_never_again(shards, tmp_path, monkeypatch):
+    read, index_shard, shown = [], shard_room._index_shard, []
+    monkeypatch.setattr(shard_room, "_index_shard", lambda path: read.append(path.name) or index_shard(path))
+    monkeypatch.setattr(progress, "_show", lambda job, trainer, _: shown.append((job, trainer.val_images)))
+    jobs = choose_jobs("all", replace(TINY, data=shards), tmp_path / "all", None)
+    progress.show_jobs(jobs, ALONE)
+    progress.show_jobs(resumed_jobs(tmp_path / "all"), ALONE)
+    assert [job for job, _ in shown] == [*jobs, *resumed_jobs(tmp_path / "all")]
+    assert len({id(images) for _, images in shown}) == 2  # opened once a command
+    progress.show_jobs(resumed_jobs(tmp_path / "all" / "bn-x5"), ALONE)
+    assert sorted(read) == [f"{split}-00000{number}.tar" for split in ("train", "val") for number in range(3)]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,9 @@ from PIL import Image
 
 import batchnorm as bn
 from batchnorm.paper import images as room
-from batchnorm.paper.images import DamagedImage, check_classes, decode, open_images
+from batchnorm.paper import shards as shard_room
+from batchnorm.paper.decode import DamagedImage, decode
+from batchnorm.paper.images import check_classes, has_index, open_both, open_images, save_index
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +128,87 @@ def test_a_damaged_image_in_a_shard_is_named(tmp_path):
     assert (images.label(0), len(images.classes)) == (2, 3)
     with pytest.raises(DamagedImage, match=r"val-0\.tar, a/b\.c/key: "):
         images.read(0)
+
+
+@pytest.fixture
+def headers_read(monkeypatch):
+    """The names of the shards whose headers are read."""
+    read, index_shard = [], shard_room._index_shard
+    monkeypatch.setattr(shard_room, "_index_shard", lambda path: read.append(path.name) or index_shard(path))
+    return read
+
+
+@pytest.fixture
+def indexed(tmp_path):
+    """A folder of shards, and one that holds their index."""
+    data, kept = jpeg_shards(tmp_path / "data", train=3, val=2), tmp_path / "kept"
+    kept.mkdir()
+    assert not has_index(kept)
+    save_index(open_both(str(data)), kept)
+    assert has_index(kept)
+    return data, kept
+
+
+def test_shards_with_an_index_are_not_read_again_and_hold_the_same(indexed, headers_read):
+    data, kept = indexed
+    from_index = open_both(str(data), kept)
+    assert headers_read == []
+    for ours, split in zip(from_index, ("train", "val"), strict=True):
+        fresh = open_images(str(data), split)
+        assert (ours.classes, ours.shards) == (fresh.classes, fresh.shards)
+        for number in range(len(fresh)):
+            assert ours.name(number) == fresh.name(number)
+            assert ours.label(number) == fresh.label(number)
+            assert ours.read(number).equal(fresh.read(number))
+
+
+def relabelled(path):
+    """The shard with every label one less: as many bytes."""
+    content = bytearray(path.read_bytes())
+    with tarfile.open(path) as tar:
+        labels = [(m.offset_data, int(tar.extractfile(m).read())) for m in tar if m.name.endswith(".cls")]
+    for place, label in labels:
+        content[place : place + 1] = str(max(0, label - 1)).encode()
+    path.write_bytes(content)
+
+
+def one_image_more(path):
+    with tarfile.open(path, "a") as tar:
+        add(tar, "more.jpg", jpeg(3, np.random.default_rng(0)))
+        add(tar, "more.cls", b"3")
+
+
+@pytest.mark.parametrize("change", [relabelled, one_image_more])
+def test_a_shard_that_has_changed_is_read_again_alone(indexed, headers_read, change):
+    data, kept = indexed
+    change(data / "train-000001.tar")
+    ours = open_images(str(data), "train", kept)
+    assert headers_read == ["train-000001.tar"]
+    fresh = open_images(str(data), "train")
+    assert [ours.label(n) for n in range(len(ours))] == [fresh.label(n) for n in range(len(fresh))]
+    assert ours.shards == fresh.shards
+
+
+def test_an_index_of_other_shards_is_not_used(indexed, headers_read, tmp_path):
+    data, kept = indexed
+    data.rename(tmp_path / "elsewhere")  # of the same names, bytes and times
+    open_images(str(tmp_path / "elsewhere"), "val", kept)
+    assert headers_read == [f"val-00000{n}.tar" for n in range(3)]
+
+
+@pytest.mark.parametrize("kept_bytes", [0, 100, 2000])
+def test_a_damaged_index_is_not_used(indexed, headers_read, kept_bytes):
+    data, kept = indexed
+    path = kept / "shards-val.npz"
+    path.write_bytes(path.read_bytes()[:kept_bytes])
+    assert len(open_images(str(data), "val", kept)) == 20
+    assert len(headers_read) == 3
+
+
+def test_an_index_that_cannot_be_written_is_an_error(indexed, tmp_path):
+    data, _ = indexed
+    with pytest.raises(bn.BatchNormError, match=r"cannot write .*gone/shards-train\.npz: .*No such file"):
+        save_index(open_both(str(data)), tmp_path / "gone")
 
 
 def no_folder(folder):

@@ -16,7 +16,7 @@ from ..errors import BatchNormError
 from ..recalibrate import recalibrate
 from .distortions import Distort, normalised
 from .evaluate import count_hits
-from .images import Images, check_classes, open_images
+from .images import Images
 from .inception import Inception
 from .inception_config import Settled
 from .loader import Batch, Damage, ImageBatches, Waiting, evaluation_batches
@@ -91,8 +91,9 @@ class Trainer:
 
     def measure(self) -> Row:
         """Accuracy, and how the training stands: `waited`, the share of its time since the last row, is for images."""
-        waited = self.processes.sum(torch.tensor(self.waiting.share, dtype=torch.float64)).item()
-        row = {"epoch": self.epoch, "lr": learning_rate(self.variant, self.epoch), "waited": round(waited / self.processes.world_size, 4)}
+        shares = self.processes.sum(torch.tensor(self.waiting.share, dtype=torch.float64))
+        waited = round(shares.item() / self.processes.world_size, 4)
+        row = {"epoch": self.epoch, "lr": learning_rate(self.variant, self.epoch), "waited": waited}
         top1, top5 = self._accuracy()
         self.waiting.restart()  # training has not waited for the images of a measurement
         return row | {"top1": top1, "top5": top5}
@@ -178,28 +179,25 @@ class Trainer:
 
 
 def run_variant(
-    config: Settled,
-    variant: Variant,
+    trainer: Trainer,
     run: Run | None,
     checkpoint: Checkpoint | None,
     report: Callable[[Row], None],
     stop: Event,
-    processes: Processes,
     progress: Callable[[int, Tensor], None] | None = None,
 ) -> None:
-    """Train `variant` into `run`, from its checkpoint if it has one; a settled config, the same on all processes.
+    """Train into `run`, from its checkpoint if it has one.
 
     Arguments:
+        trainer: of the same config on all processes.
         run, checkpoint: rank 0's; None on the others.
         report: called with each row as it is measured, on rank 0.
         stop: set it (Ctrl-C) and all processes end at the next step, with a checkpoint to resume from.
         progress: called with the number of steps done and the loss, after each step, on every process.
 
     Raises:
-        BatchNormError: images that can't be read or do not fit; too many of them damaged.
+        BatchNormError: too many images are damaged; the run cannot be written.
     """
-    train_images, val_images = open_images(config.data, "train"), open_images(config.data, "val")
-    check_classes(val_images, train_images.classes)
     if run is not None and checkpoint is not None:
         reached = (checkpoint.load() or {"step": -1})["step"]
         run.replace_rows([row for row in run.rows() if row["step"] <= reached])
@@ -209,19 +207,18 @@ def run_variant(
             run.append(row)
             report(row)
 
-    trainer = Trainer(config, variant, train_images, val_images, processes)
     training = Training(
         trainer.model,
         trainer.update,
         trainer.measure,
-        config.steps,
-        config.eval_every,
+        trainer.config.steps,
+        trainer.config.eval_every,
         trainer.state,
         trainer.restore,
         end_at_divergence=True,
     )
-    seconds = 60 * config.checkpoint_minutes
-    train(training, record, stop, checkpoint, processes=processes, seconds=seconds, progress=progress)
+    seconds = 60 * trainer.config.checkpoint_minutes
+    train(training, record, stop, checkpoint, processes=trainer.processes, seconds=seconds, progress=progress)
 
 
 def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import sys
-import tarfile
 import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,9 +16,11 @@ from torch import Tensor
 
 from ..errors import BatchNormError
 from .data import read_idx, unpacked
+from .decode import EXTENSIONS, DamagedImage, decode
+from .shards import ShardImages, numbered
 
 Split = Literal["train", "val"]
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's
+INDEX = "shards-{}.npz"  # by split
 VIRTUAL_SHARD = 1000  # images; of what does not come in shards
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # its package dataset-fashion-mnist
 FASHION_HOME = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
@@ -36,17 +36,6 @@ FASHION_SUMS = {
     "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
     "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
 }
-
-
-class DamagedImage(Exception):
-    """One image that can't be read; its name and why."""
-
-    def __init__(self, name: str, reason: str) -> None:
-        super().__init__(name, reason)  # both, since workers send it pickled
-        self.name, self.reason = name, reason
-
-    def __str__(self) -> str:
-        return f"{self.name}: {self.reason}"
 
 
 class Images(Protocol):
@@ -75,8 +64,17 @@ class Images(Protocol):
         ...
 
 
-def open_images(data: str, split: Split) -> Images:
+def open_both(data: str, index: Path | None = None) -> tuple[Images, Images]:
+    """The images to train on and to validate, by `open_images`, with labels that agree."""
+    train, val = open_images(data, "train", index), open_images(data, "val", index)
+    check_classes(val, train.classes)
+    return train, val
+
+
+def open_images(data: str, split: Split, index: Path | None = None) -> Images:
     """The images that `--data` names: "fashion", or a folder with train and val in class folders or in shards.
+
+    `index`: a folder in which `save_index` has kept what the headers of the shards say.
 
     Raises:
         BatchNormError: nothing there that can be read; an empty class; a shard that is damaged.
@@ -88,7 +86,7 @@ def open_images(data: str, split: Split) -> Images:
         raise BatchNormError(f"--data {data} is no folder; wanted one with train and val, or fashion")
     shards = sorted(folder.glob(f"{split}-*.tar")) or sorted((folder / split).glob("*.tar"))
     if shards:
-        return ShardImages(shards, split)
+        return ShardImages(shards, index / INDEX.format(split) if index is not None else None, split == "train")
     if not (folder / split).is_dir():
         raise BatchNormError(
             f"{folder} has neither {split}-*.tar nor a folder {split}; wanted WebDataset shards, or a folder a class, "
@@ -97,13 +95,25 @@ def open_images(data: str, split: Split) -> Images:
     return FolderImages(folder / split)
 
 
+def save_index(images: tuple[Images, Images], folder: Path) -> None:
+    """Keep in `folder` what it takes long to find out of `open_both`'s images: the index of shards."""
+    for split, part in zip(("train", "val"), images, strict=True):
+        if isinstance(part, ShardImages):
+            part.save_index(folder / INDEX.format(split))
+
+
+def has_index(folder: Path) -> bool:
+    """Whether `save_index` has written there."""
+    return (folder / INDEX.format("train")).exists()
+
+
 def check_classes(images: Images, classes: Sequence[str]) -> None:
     """Check that validation `images` have labels that a network of these classes has learned.
 
     Raises:
         BatchNormError: names or labels that it has not.
     """
-    if images.classes == _numbered(len(images.classes)):  # of shards: as many as there are labels
+    if images.classes == numbered(len(images.classes)):  # of shards: as many as there are labels
         if len(images.classes) > len(classes):
             raise BatchNormError(f"a label is {len(images.classes) - 1}, past the network's {len(classes)} classes")
     elif unknown := sorted(set(images.classes) - set(classes)):
@@ -111,11 +121,6 @@ def check_classes(images: Images, classes: Sequence[str]) -> None:
     elif images.classes != tuple(classes):
         missing = sorted(set(classes) - set(images.classes))
         raise BatchNormError(f"classes without validation images, such as {missing[0]!r}: labels would not agree")
-
-
-def _numbered(classes: int) -> tuple[str, ...]:
-    """The names of classes that have none."""
-    return tuple(map(str, range(classes)))
 
 
 class FolderImages:
@@ -159,51 +164,6 @@ class FolderImages:
             raise DamagedImage(path, str(error)) from error
 
 
-class ShardImages:
-    """WebDataset shards: tar files in which KEY.cls holds the label, a number, of KEY.jpg (or .jpeg, .png, …).
-
-    The tar headers are read once, at the start. From then on any image is read from its place in its shard.
-    """
-
-    channels = 3
-
-    def __init__(self, paths: Sequence[Path], split: Split) -> None:
-        self._paths = [str(path) for path in paths]
-        self.shards, keys, places = [], [], []
-        for shard, path in enumerate(paths):
-            samples = _index_shard(path)
-            self.shards.append(len(samples))
-            keys += [os.fsencode(key) for key, *_ in samples]
-            places += [(shard, offset, size, label) for _, offset, size, label in samples]
-        self._keys, self._places = np.array(keys), np.array(places, dtype=np.int64)
-        found = np.unique(self._places[:, 3])
-        if split == "train" and len(found) <= found[-1]:
-            empty = next(label for label, other in enumerate(found) if label != other)
-            raise BatchNormError(
-                f"the shards have labels up to {found[-1]} and no image of class {empty}; "
-                "wanted labels from 0, each with images"
-            )
-        self.classes = _numbered(int(found[-1]) + 1)
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    def name(self, number: int) -> str:
-        return f"{self._paths[self._places[number, 0]]}, {os.fsdecode(self._keys[number])}"
-
-    def label(self, number: int) -> int:
-        return int(self._places[number, 3])
-
-    def read(self, number: int) -> Tensor:
-        shard, offset, size, _ = self._places[number].tolist()
-        try:
-            with Path(self._paths[shard]).open("rb") as file:
-                file.seek(offset)
-                return decode(file.read(size))
-        except (OSError, ValueError) as error:
-            raise DamagedImage(self.name(number), str(error)) from error
-
-
 class FashionImages:
     """Fashion-MNIST, 28x28 grey, in memory, from Debian's package, else from a cache, else from its public home."""
 
@@ -234,26 +194,6 @@ def virtual_shards(images: int) -> list[int]:
     return [min(VIRTUAL_SHARD, images - first) for first in range(0, images, VIRTUAL_SHARD)]
 
 
-def decode(content: bytes) -> Tensor:
-    """An image file's content as (3, H, W), uint8, whatever its mode (grey, CMYK, palette).
-
-    Raises:
-        ValueError: it is no image, or is truncated.
-    """
-    # An extra, which the other experiments do without. (Torchvision's decoder takes two thirds of its time for the same
-    # pixels, and is deprecated.)
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            pixels = np.array(image.convert("RGB"))
-    except UnidentifiedImageError as error:  # it would name an object in memory
-        raise ValueError("not an image, or of an unknown format") from error
-    except Exception as error:  # broken bytes make a decoder raise anything
-        raise ValueError(str(error)) from error
-    return torch.from_numpy(pixels).permute(2, 0, 1)
-
-
 def _image_files(folder: Path) -> list[str]:
     """The image files at any depth, by name; through links, as torchvision's ImageFolder."""
     return sorted(
@@ -262,37 +202,6 @@ def _image_files(folder: Path) -> list[str]:
         for name in names
         if name.lower().endswith(EXTENSIONS)
     )
-
-
-def _index_shard(path: Path) -> list[tuple[str, int, int, int]]:
-    """(key, offset, bytes, label) of every image of a shard."""
-    images, labels = {}, {}
-    try:
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                folder, slash, base = member.name.rpartition("/")
-                stem, _, extension = base.partition(".")
-                key = folder + slash + stem
-                if f".{extension.lower()}" in EXTENSIONS:
-                    images[key] = (member.offset_data, member.size)
-                elif extension == "cls":
-                    content = tar.extractfile(member)
-                    labels[key] = int(content.read()) if content is not None else -1
-            end = tar.offset
-        # tarfile takes a file cut between two members, or within a header, for a whole one.
-        with path.open("rb") as file:
-            file.seek(end)
-            if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-                raise tarfile.ReadError("truncated: it lacks the zeros that end a tar file")
-    except (tarfile.TarError, OSError, ValueError) as error:
-        raise BatchNormError(f"the shard {path} is damaged: {error}. Copy or make it again.") from error
-    if not images:
-        raise BatchNormError(f"the shard {path} has no images; wanted KEY.jpg and KEY.cls in it")
-    if missing := sorted(images.keys() - labels.keys()):
-        raise BatchNormError(f"the shard {path} has no label {missing[0]}.cls for its image {missing[0]}")
-    if min(labels.values()) < 0:
-        raise BatchNormError(f"the shard {path} has a label below 0")
-    return [(key, *place, labels[key]) for key, place in images.items()]
 
 
 def _fashion_file(name: str) -> Path:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from ..errors import BatchNormError
-from .images import check_classes, open_images
+from .images import has_index, open_both, save_index
 from .inception_config import InceptionConfig, Settled, settled
 from .processes import launched, restarted
 from .run import Run, new_folder
@@ -33,6 +33,11 @@ class Job:
     variant: Variant
     config: Settled
     folder: Path
+
+    @property
+    def index(self) -> Path:
+        """The folder that may hold an index of the shards: the run's own, or that of the group it is in."""
+        return self.folder if has_index(self.folder) else self.folder.parent
 
 
 def choose_jobs(name: str | None, config: InceptionConfig, out: Path | None, resume: Path | None) -> list[Job]:
@@ -65,11 +70,15 @@ def new_jobs(name: str, config: InceptionConfig, out: Path | None) -> list[Job]:
     variants = GROUPS.get(name) or (BY_NAME[name],)
     for variant in variants:
         settled(config, variant)
-    check_classes(open_images(config.data, "val"), open_images(config.data, "train").classes)
-    if name not in GROUPS:
-        return [_new_job(variants[0], config, out)]
-    folder = new_folder(out, f"{EXPERIMENT}-{name}")
-    return [_new_job(variant, config, folder / variant.name) for variant in variants]
+    images = open_both(config.data)
+    if name in GROUPS:
+        folder = new_folder(out, f"{EXPERIMENT}-{name}")
+        jobs = [_new_job(variant, config, folder / variant.name) for variant in variants]
+    else:
+        jobs = [_new_job(variants[0], config, out)]
+        folder = jobs[0].folder
+    save_index(images, folder)
+    return jobs
 
 
 def resumed_jobs(folder: Path) -> list[Job]:

@@ -77,7 +77,7 @@ def evaluate(
     if len(sizes) > 1:
         raise BatchNormError(f"the runs see images of different sizes, {sizes}; evaluate them one by one")
     (size,) = sizes
-    source = open_images(data, "val")
+    source = open_images(data, "val", jobs[0].index)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     networks = _networks(jobs, folded, source)
     jobs = list(networks)

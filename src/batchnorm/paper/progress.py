@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from threading import Event
 from types import FrameType
@@ -15,7 +16,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from .console import print_table
-from .imagenet import run_variant
+from .imagenet import Trainer, run_variant
+from .images import open_both
 from .jobs import CHECKPOINT, EVALUATIONS, Job, runs
 from .predict import evaluate
 from .processes import Processes
@@ -30,21 +32,23 @@ def show_jobs(jobs: list[Job], processes: Processes) -> bool:
 
     Ctrl-C, or SIGTERM, ends the one under way at its next step, with a checkpoint.
     """
+    opened = lru_cache(maxsize=1)(open_both)  # the jobs of one command have the same images
     with _stopping() as stop:
         for job in jobs:
             if not stop.is_set():
-                _show(job, stop, processes)
+                images = opened(job.config.data, job.index)
+                _show(job, Trainer(job.config, job.variant, *images, processes), stop)
     return not stop.is_set()
 
 
-def _show(job: Job, stop: Event, processes: Processes) -> None:
-    if processes.rank > 0:
-        run_variant(job.config, job.variant, None, None, _ignore, stop, processes)
+def _show(job: Job, trainer: Trainer, stop: Event) -> None:
+    if trainer.processes.rank > 0:
+        run_variant(trainer, None, None, _ignore, stop)
         return
     run = Run(job.folder)
     print(f"Run folder: {run.folder}", flush=True)
-    with run.claimed(), _display(job, run, processes) as (report, progress):
-        run_variant(job.config, job.variant, run, run.checkpoint(CHECKPOINT), report, stop, processes, progress)
+    with run.claimed(), _display(job, run, trainer.processes) as (report, progress):
+        run_variant(trainer, run, run.checkpoint(CHECKPOINT), report, stop, progress)
 
 
 def show_evaluation(folders: Sequence[Path], data: str, crops: int, folded: bool, workers: int | None) -> None:
