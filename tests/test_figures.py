@@ -8,7 +8,7 @@ from PIL import Image
 from playwright.sync_api import sync_playwright
 
 import batchnorm as bn
-from batchnorm.paper.comparison import Record, fig3_table, fig4_table, read_records
+from batchnorm.paper.comparison import Record, by_variant, fig3_table, fig4_table, read_records
 from batchnorm.paper.console import print_table
 from batchnorm.paper.figures import VARIANT_STYLES, accuracy_floor, figure1, figure2, heat_map
 from batchnorm.paper.inception_config import InceptionConfig, settled
@@ -166,8 +166,8 @@ def evaluation(top1, crops=1):
 
 
 def test_variants_are_told_apart_without_colours_too():
-    styles = {name: style for name, style in VARIANT_STYLES.items() if not name.startswith("ensemble")}
-    assert len({style["color"] for style in styles.values()}) == 7
+    assert len({style["color"] for style in VARIANT_STYLES.values()}) == 13
+    assert len({style["marker"] for name, style in VARIANT_STYLES.items() if name.startswith("ensemble")}) == 6
     assert len({VARIANT_STYLES[name]["dash"] for name in ("inception", "bn-baseline", "bn-x5", "bn-x30")}) == 4
 
 
@@ -208,13 +208,27 @@ def test_a_run_that_reached_the_level_and_diverged_says_both():
     assert table[2][3] == "300; diverged at 800"
 
 
-def test_narrow_terminals_keep_the_names_of_the_variants(monkeypatch, capsys):
+def far_apart():
+    """Runs whose cells are as long as they come: seeds that differ, that do not all arrive, that diverge late."""
+    found = [record(name, best, seed) for name in VARIANT_STYLES for seed, best in ((1, 0.9), (2, 0.5))]
+    return [*found, record("inception-x5", 1.0, seed=3, diverged=900)]
+
+
+@pytest.mark.parametrize("table", [fig3_table, fig4_table])
+def test_narrow_terminals_keep_every_word_of_every_column(monkeypatch, capsys, table):
     monkeypatch.setenv("COLUMNS", "80")
-    records = [record(name, 0.9) for name in VARIANT_STYLES]
-    print_table("Figure 3", fig3_table(records))
+    lines = table(far_apart())
+    print_table("Figure", lines)
     printed = capsys.readouterr().out
-    assert all(f" {name} " in printed for name in VARIANT_STYLES)
     assert max(map(len, printed.splitlines())) <= 80
+    words = printed.split()
+    assert {word for line in lines for cell in line for word in cell.split()} - set(words) == set()
+    assert all(f" {line[0]} " in printed for line in lines[1:])
+
+
+def test_the_ensemble_comes_after_the_variants_in_its_order():
+    names = list(reversed(VARIANT_STYLES))
+    assert list(by_variant([record(name, 0.9) for name in names])) == list(BY_NAME)
 
 
 def test_what_a_network_could_no_longer_compute_is_divergence():
@@ -253,6 +267,19 @@ def inception_page(browser, tmp_path_factory):
 def test_the_page_of_inception_needs_nothing_but_itself(inception_page):
     assert [url for url in inception_page.requests if not url.startswith(("file:", "data:", "blob:"))] == []
     assert inception_page.errors == []
+
+
+def test_the_page_of_inception_shows_the_whole_legend_and_a_symbol_a_member(browser, tmp_path):
+    page = opened(browser, write_inception_report(far_apart(), tmp_path))
+    box = page.locator(".legend .bg").bounding_box()
+    names = page.locator(".legend .legendtext")
+    bottoms = [place["y"] + place["height"] for place in (name.bounding_box() for name in names.all())]
+    assert len(bottoms) == 14
+    assert max(bottoms) <= box["y"] + box["height"]
+    symbols = page.locator(".scatterlayer .points path.point")
+    drawn = {(path.get_attribute("d"), path.evaluate("e => getComputedStyle(e).fill")) for path in symbols.all()}
+    assert len({shape for shape, _ in drawn}) >= 6
+    assert len({fill for _, fill in drawn}) >= 6
 
 
 def test_the_page_of_inception_names_each_variant_and_what_diverged(inception_page):

@@ -10,7 +10,7 @@ from statistics import mean, stdev
 from ..errors import BatchNormError
 from .jobs import EVALUATIONS, Job, runs
 from .run import Row, Run, read_rows
-from .variants import INCEPTION, VARIANTS, rescaled
+from .variants import BY_NAME, INCEPTION, rescaled
 
 # Fig. 3: steps to 72.2 % and best top-1, in the paper's words where it gives no number.
 PAPER_FIG3 = {
@@ -19,10 +19,10 @@ PAPER_FIG3 = {
     "bn-x5": ("2.1M", "73.0%"),
     "bn-x30": ("2.7M", "74.8%"),
     "bn-x5-sigmoid": ("never", "69.8%"),
-    "inception-x5": ("parameters reached infinity", ""),
+    "inception-x5": ("reached infinity", ""),
     "inception-sigmoid": ("never", "stays at chance"),
 }
-# Fig. 4: model, resolution, crops, models, top-1 error, top-5 error.
+# Fig. 4: model, resolution (a side of the images), crops, models, top-1 error, top-5 error.
 PAPER_FIG4 = (
     ("GoogLeNet ensemble", "224", "144", "7", "", "6.67%"),
     ("Deep Image low-res", "256", "", "1", "", "7.96%"),
@@ -77,10 +77,10 @@ def read_records(folders: Sequence[Path]) -> list[Record]:
 
 
 def by_variant(records: Sequence[Record]) -> dict[str, list[Record]]:
-    """The records of each variant, a record a seed, the variants in the paper's order."""
+    """The records of each variant, a record a seed, the variants in the paper's order, then the ensemble's."""
     found: dict[str, list[Record]] = {}
-    order = [variant.name for variant in VARIANTS]
-    for record in sorted(records, key=lambda r: order.index(r.job.variant.name) if r.job.variant in VARIANTS else 99):
+    order = list(BY_NAME)
+    for record in sorted(records, key=lambda r: order.index(r.job.variant.name)):
         found.setdefault(record.job.variant.name, []).append(record)
     return found
 
@@ -115,7 +115,7 @@ def fig3_table(records: Sequence[Record]) -> list[list[str]]:
 
 def fig4_table(records: Sequence[Record]) -> list[list[str]]:
     """Header and a line an evaluation, the newest of its kind, errors in %; the paper's lines after ours."""
-    head = ["", "resolution", "crops", "models", "top-1 error", "top-5 error"]
+    head = ["", "image size", "crops", "models", "top-1 error", "top-5 error"]
     ours = {}
     for row in (row for record in records for row in record.evaluations):
         errors = [f"{1 - row['top1']:.2%}", f"{1 - row['top5']:.2%}"]

@@ -92,11 +92,10 @@ def _progress() -> Progress:
 
 def print_table(title: str, lines: list[list[str]]) -> None:
     """Print lines of cells under a title; the first line is the header."""
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", collapse_padding=True, pad_edge=False)
     for column, name in enumerate(lines[0]):
-        # Narrow terminals break cells between words, and never cut the word that names the line.
-        longest = max((len(word) for line in lines for word in line[0].split()), default=0)
-        table.add_column(name, justify="right" if column else "left", min_width=None if column else longest)
+        # Narrow terminals break the cells between words, but not the names of the lines.
+        table.add_column(name, justify="right" if column else "left", no_wrap=not column)
     for line in lines[1:]:
         table.add_row(*line)
     Console().print(table)

@@ -16,7 +16,8 @@ from .mnist import LABELS
 from .run import Row
 from .sweep import grid_means
 
-# Okabe and Ito's colours, told apart by colour-blind readers too; line styles say the same again.
+# Okabe and Ito's colours, told apart by colour-blind readers too; line styles say the same again. The ensemble's are
+# Paul Tol's "muted", and markers say it again.
 STYLES = {
     "plain": {"label": LABELS["plain"], "color": "#D55E00", "dash": "--"},
     "bn": {"label": LABELS["bn"], "color": "#0072B2", "dash": "-"},
@@ -29,7 +30,14 @@ VARIANT_STYLES = {
     "bn-x5-sigmoid": {"color": "#009E73", "dash": "-"},
     "inception-x5": {"color": "#56B4E9", "dash": "--"},
     "inception-sigmoid": {"color": "#CC79A7", "dash": ":"},
-} | {f"ensemble-{number}": {"color": "#999999", "dash": "-"} for number in range(1, 7)}
+    "ensemble-1": {"color": "#332288", "dash": "-", "marker": "o"},
+    "ensemble-2": {"color": "#CC6677", "dash": "-", "marker": "s"},
+    "ensemble-3": {"color": "#117733", "dash": "-", "marker": "^"},
+    "ensemble-4": {"color": "#88CCEE", "dash": "-", "marker": "v"},
+    "ensemble-5": {"color": "#882255", "dash": "-", "marker": "D"},
+    "ensemble-6": {"color": "#999933", "dash": "-", "marker": "X"},
+}
+MARKERS = 8  # on a line, at most
 
 
 def figure1(rows: list[Row], folder: Path) -> list[Path]:
@@ -63,7 +71,8 @@ def figure2(records: Sequence[Record], folder: Path) -> list[Path]:
     for name, members in groups.items():
         style = VARIANT_STYLES[name]
         steps, low, middle, high = band(members)
-        axes.plot(steps, middle, style["dash"], color=style["color"], lw=1.8, label=name)
+        marks = {"marker": style["marker"], "markevery": -(-len(steps) // MARKERS)} if "marker" in style else {}
+        axes.plot(steps, middle, style["dash"], color=style["color"], lw=1.8, label=name, **marks)
         axes.fill_between(steps, low, high, color=style["color"], alpha=0.15, lw=0)
         ends = [record.diverged for record in members if record.diverged is not None]
         if ends:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import plotly.graph_objects as go
 
 from .comparison import Record, band, by_variant, fig3_table, fig4_table
-from .figures import VARIANT_STYLES
-from .report import DASHES, html_table, page
+from .figures import MARKERS, VARIANT_STYLES
+from .report import DASHES, SYMBOLS, html_table, page
 from .run import write_atomically
 
 _ABOUT = """Ioffe and Szegedy, 2015, Sec. 4.2, computed by <code>batchnorm inception</code>: the Inception network of
@@ -51,7 +52,11 @@ def _figure(records: Sequence[Record]) -> go.Figure:
             figure.add_scatter(x=steps, y=low, **edge)
             figure.add_scatter(x=steps, y=high, fill="tonexty", fillcolor=style["color"] + "26", **edge)
         hover = "%{y:.2%}"
-        figure.add_scatter(x=steps, y=middle, line=line, mode="lines", name=name, legendgroup=name, hovertemplate=hover)
+        marks: dict[str, Any] = {"mode": "lines"}
+        if "marker" in style:
+            marker = {"symbol": SYMBOLS[style["marker"]], "size": 8, "maxdisplayed": MARKERS}
+            marks = {"mode": "lines+markers", "marker": marker}
+        figure.add_scatter(x=steps, y=middle, line=line, name=name, legendgroup=name, hovertemplate=hover, **marks)
         ends = [record.diverged for record in members if record.diverged is not None]
         if ends:
             cross = {"color": style["color"], "symbol": "x", "size": 9}
@@ -59,5 +64,7 @@ def _figure(records: Sequence[Record]) -> go.Figure:
             figure.add_scatter(x=[min(ends)], y=[0], marker=cross, mode="markers", cliponaxis=False, **diverged)
     figure.update_xaxes(title_text="training steps")
     figure.update_yaxes(title_text="top-1 on the validation images", tickformat=".0%", range=[0, 1])
-    figure.update_layout(hovermode="x unified", template="plotly_white", height=520)
+    figure.update_layout(
+        hovermode="x unified", template="plotly_white", height=520, margin={"t": 40}, legend={"tracegroupgap": 0}
+    )
     return figure

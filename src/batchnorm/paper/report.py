@@ -15,6 +15,7 @@ from .run import Row, write_atomically
 
 LEVELS = (0.90, 0.95, 0.97)
 DASHES = {"-": "solid", "--": "dash", "-.": "dashdot", ":": "dot"}
+SYMBOLS = {"o": "circle", "s": "square", "^": "triangle-up", "v": "triangle-down", "D": "diamond", "X": "x"}
 
 
 def steps_table(rows: list[Row]) -> list[list[str]]:
