@@ -1,7 +1,7 @@
 """Training BN-Inception at 224x224 on the CPU: against torchvision-style training, on two processes, from JPEGs.
 
     python benchmarks/bench_inception.py [--rounds 5] [--out records/inception-speed/training.json]
-    python benchmarks/bench_inception.py --part loading --rounds 12 --out records/inception-speed/loading.json
+    python benchmarks/bench_inception.py --part loading --rounds 10 --out records/inception-speed/loading.json
 
 Every contender has a process of its own, since the allocator is a process's; they take turns, a step each. The same
 network, weights and images: contenders differ in the layers (torch.nn.BatchNorm2d and ReLU, or ours), the memory

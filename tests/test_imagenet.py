@@ -4,6 +4,7 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ from threading import Event
 
 import pytest
 import torch
+from commands import prepare, started
 from jpegs import CLASSES, jpeg_shards, jpeg_tree
 from torch import nn
 
@@ -34,8 +36,13 @@ from batchnorm.paper.run import Run
 from batchnorm.paper.variants import BN_X5, BN_X30, BY_NAME, INCEPTION, INCEPTION_X5, learning_rate
 
 TINY = InceptionConfig(
-    steps=12, eval_every=4, size=28, width=1 / 8, modules=("3c", "5b"), lr=0.02, batch_size=16, workers=0, threads=1
+    steps=12, eval_every=6, size=28, width=1 / 8, modules=("3c", "5b"), lr=0.02, batch_size=16, workers=0, threads=1
 )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _prepared():
+    prepare()
 
 
 def ignore(*_):
@@ -67,33 +74,30 @@ def finished(tree, tmp_path_factory):
     return train(tmp_path_factory.mktemp("runs") / "finished", BN_X5, replace(TINY, data=tree))
 
 
-def command(*arguments, **environment):
-    return subprocess.Popen(
-        [sys.executable, "-m", *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-    )
-
-
-def wait_for_rows(process, folder, rows):
-    """Until the run has measured so often."""
+def wait_for_rows(alive, folder, rows):
+    """Until the run has measured so often, or is no longer alive."""
     path = folder / "metrics.jsonl"
-    while process.poll() is None and (not path.exists() or path.read_text().count("\n") < rows):
-        time.sleep(0.05)
+    while alive() and (not path.exists() or path.read_text().count("\n") < rows):
+        time.sleep(0.02)
 
 
 def options(tree, out, config=TINY):
-    given = {"steps": config.steps, "eval-every": 4, "size": 28, "width": 1 / 8, "lr": 0.02, "batch-size": 16}
+    given = {
+        "steps": config.steps,
+        "eval-every": config.eval_every,
+        "size": 28,
+        "width": 1 / 8,
+        "lr": 0.02,
+        "batch-size": 16,
+    }
     flags = [part for name, value in given.items() for part in (f"--{name}", value)]
     return [*flags, "--modules", "3c", "5b", "--workers", 0, "--threads", 1, "--data", tree, "--out", out]
 
 
 def test_it_learns_and_records(finished):
     rows = finished.rows()
-    assert [row["step"] for row in rows] == [0, 4, 8, 12]
-    assert [row["epoch"] for row in rows] == pytest.approx([step * 16 / 150 for step in (0, 4, 8, 12)])
+    assert [row["step"] for row in rows] == [0, 6, 12]
+    assert [row["epoch"] for row in rows] == pytest.approx([step * 16 / 150 for step in (0, 6, 12)])
     assert rows[0]["lr"] == pytest.approx(0.1)  # five times the plain network's
     assert rows[-1]["loss"] < 2.3
     assert rows[-1]["top1"] > 0.3 > rows[0]["top1"]
@@ -206,11 +210,11 @@ def same(run, other):
 @pytest.mark.parametrize("seed", [1, 2])
 def test_kill_9_at_random_loses_nothing_that_a_resume_does_not_bring_back(tree, tmp_path, finished, seed):
     folder, rng = tmp_path / "run", random.Random(seed)
-    process = command("batchnorm", "inception", "bn-x5", *options(tree, folder), "--checkpoint-minutes", 1e-6)
-    wait_for_rows(process, folder, 1)
-    time.sleep(rng.uniform(0, 1.5))
+    process = started("inception", "bn-x5", *options(tree, folder), "--checkpoint-minutes", 1e-6)
+    wait_for_rows(process.is_alive, folder, 1)
+    time.sleep(rng.uniform(0, 1.0))
     process.kill()
-    process.communicate()
+    process.join()
     (job,) = choose_jobs(None, InceptionConfig(), None, folder)
     same(go_on(job), finished)
 
@@ -218,17 +222,20 @@ def test_kill_9_at_random_loses_nothing_that_a_resume_does_not_bring_back(tree, 
 def test_ctrl_c_ends_with_a_checkpoint_and_says_how_to_go_on(tree, tmp_path):
     folder = tmp_path / "run"
     long = replace(TINY, steps=5000)
-    process = command("batchnorm", "inception", "bn-x5", *options(tree, folder, long))
-    wait_for_rows(process, folder, 2)
-    process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=60)
+    process = started("inception", "bn-x5", *options(tree, folder, long), output=tmp_path / "output")
+    wait_for_rows(process.is_alive, folder, 2)
+    os.kill(process.pid, signal.SIGINT)
+    process.join(60)
+    output = (tmp_path / "output").read_text()
     assert f"Go on with: batchnorm inception --resume {folder}" in output, output
-    assert process.returncode == 0
+    assert process.exitcode == 0
     assert Run(folder).checkpoint(CHECKPOINT).load()["step"] > 0
 
 
-def torchrun(*arguments, processes=2):
-    return command("torch.distributed.run", f"--nproc-per-node={processes}", "--standalone", *arguments)
+def free_port():
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        return str(found.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
@@ -238,17 +245,20 @@ def shards(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def two(shards, tmp_path_factory):
-    """A run of two processes on shards."""
-    folder = tmp_path_factory.mktemp("two") / "run"
-    process = torchrun("-m", "batchnorm", "inception", "bn-x5", *options(shards, folder))
-    output, _ = process.communicate(timeout=240)
-    assert process.returncode == 0, output
-    return Run(folder)
+    """A run of two processes on shards, with the environment that torchrun makes."""
+    parent = tmp_path_factory.mktemp("two")
+    where = {"MASTER_ADDR": "localhost", "MASTER_PORT": free_port(), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    arguments = ["inception", "bn-x5", *options(shards, parent / "run")]
+    ranks = [started(*arguments, output=parent / "output", RANK=rank, LOCAL_RANK=rank, **where) for rank in "01"]
+    for rank in ranks:
+        rank.join(240)
+        assert rank.exitcode == 0, (parent / "output").read_text()
+    return Run(parent / "run")
 
 
 def test_two_processes_train_and_evaluate_together(two):
     rows = two.rows()
-    assert [row["step"] for row in rows] == [0, 4, 8, 12]
+    assert [row["step"] for row in rows] == [0, 6, 12]
     assert rows[-1]["epoch"] == pytest.approx(12 * 2 * 16 / 150)  # both processes' images count
     assert rows[-1]["top1"] > 0.3
 
@@ -264,7 +274,7 @@ def test_two_processes_average_the_gradients_of_their_own_mini_batches(two, shar
         trainer.model.train()
         trainers.append(trainer)
     streams = [trainer._placed(trainer.batches.batches(0)) for trainer in trainers]
-    for step in range(4):
+    for step in range(6):
         losses = []
         for trainer, stream in zip(trainers, streams, strict=True):
             batch, labels = next(stream)
@@ -282,13 +292,15 @@ def test_two_processes_average_the_gradients_of_their_own_mini_batches(two, shar
 
 def test_torchrun_starts_a_dead_rank_again_and_the_run_goes_on_to_the_same_bits(two, shards, tmp_path):
     folder = tmp_path / "run"
-    arguments = ["-m", "batchnorm", "inception", "bn-x5", *options(shards, folder), "--checkpoint-minutes", 1e-6]
-    process = torchrun("--max-restarts=2", *arguments)
-    wait_for_rows(process, folder, 2)
+    launcher = ["--nproc-per-node=2", "--standalone", "--max-restarts=2", "-m", "batchnorm"]
+    arguments = ["inception", "bn-x5", *options(shards, folder), "--checkpoint-minutes", 1e-6]
+    said = tmp_path / "output"
+    process = started(*launcher, *arguments, module="torch.distributed.run", output=said, OMP_NUM_THREADS="1")
+    wait_for_rows(process.is_alive, folder, 2)
     children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True)
     os.kill(int(children.stdout.split()[-1]), signal.SIGKILL)
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output
+    process.join(240)
+    assert process.exitcode == 0, said.read_text()
     same(Run(folder), two)
 
 
@@ -399,8 +411,9 @@ def test_evaluation_folds_and_agrees_with_training(tree, finished):
 
 
 def test_an_ensemble_is_the_mean_of_probabilities_of_144_crops(tree, finished, tmp_path):
-    few = str(jpeg_tree(tmp_path / "few", train=1, val=1))
-    other = train(tmp_path / "other", BN_X30, replace(TINY, data=tree, seed=2))
+    few = str(jpeg_shards(tmp_path / "few", train=1, val=1))
+    (tmp_path / "few" / "val-000002.tar").unlink()  # 7 images are enough
+    other = train(tmp_path / "other", BN_X30, replace(TINY, data=tree, seed=2, steps=2, eval_every=2))
     jobs = [*resumed_jobs(finished.folder), *resumed_jobs(other.folder)]
     rows = evaluate(jobs, few, 144, True, 0, ignore)
     assert [row["name"] for row in rows] == ["bn-x5", "bn-x30", "ensemble"]
