@@ -116,7 +116,7 @@ def test_waiting_is_shown_unless_it_is_negligible(tree, tmp_path, capsys):
         for step, waited in ((4, 0.25), (8, 0.01)):
             report({"step": step, "top1": 0.5, "waited": waited})
     lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
-    assert "step 4: top-1 50.00%, 25% of the time waiting for images" in lines
+    assert "step 4: top-1 50.00%, 25% waiting for images" in lines
     assert "step 8: top-1 50.00%" in lines
 
 
