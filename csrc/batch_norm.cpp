@@ -120,12 +120,12 @@ float typical_value(const Problem& p, const T* x, int64_t c) {
 // Whether float held the sums: nothing overflowed or vanished, and the shift was within four standard deviations of the
 // mean, so that the variance lost less than five bits of it.
 bool good(const Forward& f, double first, double second) {
-    if (!std::isfinite(first)) return true;  // nor would double be finite
     const double count = static_cast<double>(f.n * f.s), mean = first / count, var = second / count - mean * mean;
-    return std::isfinite(second) && mean * mean <= 16 * var + 1e-30 && (var > 1e-30 || f.eps > 1e-24);
+    const bool resolved = mean * mean <= 16 * var + 1e-30 && (var > 1e-30 || f.eps > 1e-24);
+    return std::isfinite(first) && std::isfinite(second) && resolved;
 }
 
-bool good(const Backward&, double first, double second) { return std::isfinite(second) || !std::isfinite(first); }
+bool good(const Backward&, double first, double second) { return std::isfinite(first) && std::isfinite(second); }
 
 // The channel's statistics from its two sums, written to their places.
 Affine finish(const Forward& f, int64_t c, double shift, double first, double second) {
@@ -182,7 +182,7 @@ inline void fetch(const T* p) {
     for (int i = 0; i < N; i += line) __builtin_prefetch(p + i, 0, 2);
 }
 
-// Fetches N values that will be written.
+// Fetches N values that will be written, where the target has an instruction for that; else as if to be read.
 template <int N, class T>
 inline void own(T* p) {
     constexpr int line = 64 / sizeof(T);
@@ -237,14 +237,10 @@ inline void sum_run(int64_t n, Partial<E, N>& sums, const TermAt& term, const Ne
     sums.add(1, t);
 }
 
-// In whole vectors, of which the last may overlap the one before it.
+// In whole vectors, of which the last may overlap the one before it: n is kFloats at least.
 template <bool PastCache, class T, class ValueAt>
 inline void map_run(T* out, int64_t n, const ValueAt& value) {
     constexpr int N = kFloats;
-    if (n < N) {
-        for (int64_t i = 0; i < n; ++i) store<false, 1>(out + i, value(Width<1>{}, i));
-        return;
-    }
     int64_t i = 0;
     for (; i + N <= n; i += N) store<PastCache, N>(out + i, value(Width<N>{}, i));
     if (i < n) store<false, N>(out + n - N, value(Width<N>{}, n - N));
@@ -409,7 +405,11 @@ bool inference_maps(const Inference& f) {
     return true;
 }
 
-// ---- (R, C): the C values of a place side by side. Few channels are folded: several places make one row ----
+// ---- Rows in which every column belongs to one channel, always the same: (R, C), the C values of a place side by side,
+// and (N, C, S) with maps shorter than a vector, all the maps of an image side by side. Narrow rows are folded: several
+// make one ----
+
+bool in_rows(const Problem& p) { return p.channels_last || p.s < kFloats; }
 
 // How rows are walked, by measurement. What comes from memory waits for it: one row after the other is what the
 // hardware's prefetcher follows. Where x, z, dz and dx fit the last-level cache, and where half the bytes wait for the
@@ -421,20 +421,28 @@ bool walks_together(const Problem& p) {
 
 struct Rows {
     bool together;
-    int64_t fold = 1, width, count, rest;  // `count` rows of `width` = fold * C values, then `rest` values
-    int64_t chunk, chunks;                 // rows of a chunk: the same for any number of threads, and so are the sums
+    int64_t run, period;           // columns of a channel side by side, and from one such run of it to the next
+    int64_t width, count, rest;    // `count` rows of `width` values, a few periods, then `rest` values
+    int64_t chunk, chunks;         // rows of a chunk: the same for any number of threads, and so are the sums
 
-    explicit Rows(const Problem& p) : together(walks_together(p)) {
+    explicit Rows(const Problem& p)
+        : together(walks_together(p)), run(p.channels_last ? 1 : p.s), period(p.c * run), width(period) {
         const int64_t narrow = together ? kNarrow / 4 : kNarrow;
-        if (p.c <= 128)  // more are wide enough, and folding them would take much room for sums
-            while (fold * p.c < narrow || fold * p.c % kFloats) ++fold;
-        width = fold * p.c;
+        if (period <= 128)  // more are wide enough, and folding them would take much room for sums
+            while (width < narrow || width % kFloats) width += period;
         count = values(p) / width;
         rest = values(p) % width;
         chunks = ceil_div(ceil_div(values(p), kChunkValues), 4) * 4;  // as much for each of a few threads
         chunks = chunks < 1 ? 1 : chunks > kMaxChunks ? kMaxChunks : chunks;
         chunk = ceil_div(ceil_div(count, chunks), kRows) * kRows;
         chunks = count ? ceil_div(count, chunk) : 1;
+    }
+
+    // body(column) for the columns of channel c, the first of them first.
+    template <class Body>
+    void each_column(int64_t c, const Body& body) const {
+        for (int64_t begin = c * run; begin < width; begin += period)
+            for (int64_t i = begin; i < begin + run; ++i) body(i);
     }
 
     // body(chunk, first row, last row + 1, values of the incomplete row behind them), forth or back.
@@ -468,17 +476,18 @@ struct Scratch {
     Scratch(const Scratch&) = delete;
     Scratch& operator=(const Scratch&) = delete;
 
-    void set(const Problem& p, int64_t fold, int64_t c, const Affine& k) {
-        for (int64_t i = c; i < fold * p.c; i += p.c) mean[i] = k.mean, a[i] = k.a, b[i] = k.b;
+    void set(const Rows& r, int64_t c, const Affine& k) {
+        r.each_column(c, [&](int64_t i) { mean[i] = k.mean, a[i] = k.a, b[i] = k.b; });
     }
-    void set(const Problem& p, int64_t fold, int64_t c, const Slopes& s) {
-        for (int64_t i = c; i < fold * p.c; i += p.c) c1[i] = s.c1, c0[i] = s.c0;
+    void set(const Rows& r, int64_t c, const Slopes& s) {
+        r.each_column(c, [&](int64_t i) { c1[i] = s.c1, c0[i] = s.c0; });
     }
+    Affine affine(int64_t column) const { return {mean[column], a[column], b[column]}; }
     template <int N>
     Coefficients<N> at(int64_t column) const {
         return {load<N>(mean + column), load<N>(a + column), load<N>(b + column)};
     }
-    // Gathers all sums of a channel in its first place, in an order that nothing but the shape decides.
+    // Gathers all sums of a channel in its place, in an order that nothing but the shape decides.
     void merge(const Rows& r, const Problem& p) {
         merge(first, r, p.c);
         merge(second, r, p.c);
@@ -486,7 +495,11 @@ struct Scratch {
     static void merge(double* sums, const Rows& r, int64_t channels) {
         for (int64_t j = 1; j < r.chunks; ++j)
             for (int64_t i = 0; i < r.width; ++i) sums[i] += sums[j * r.width + i];
-        for (int64_t i = channels; i < r.width; ++i) sums[i % channels] += sums[i];
+        for (int64_t c = 0; c < channels; ++c) {  // no channel's columns begin before its place
+            double sum = 0;
+            r.each_column(c, [&](int64_t i) { sum += sums[i]; });
+            sums[c] = sum;
+        }
     }
 };
 
@@ -599,7 +612,7 @@ bool forward_rows(const Forward& f) {
     const Rows r(f);
     Scratch s(r, r.chunks);
     if (!s.memory) return false;
-    for (int64_t c = 0; c < f.c; ++c) s.set(f, r.fold, c, {typical_value(f, x, c), 0, 0});
+    for (int64_t c = 0; c < f.c; ++c) s.set(r, c, {typical_value(f, x, c), 0, 0});
     const auto sum = [&](auto e) {
         using E = decltype(e);
         r.each_chunk(f, false, [&](int64_t chunk, int64_t row, int64_t end, int64_t rest) {
@@ -615,7 +628,7 @@ bool forward_rows(const Forward& f) {
     };
     sum(float{});
     if (!good(f, s)) sum(double{});
-    for (int64_t c = 0; c < f.c; ++c) s.set(f, r.fold, c, finish(f, c, s.mean[c], s.first[c], s.second[c]));
+    for (int64_t c = 0; c < f.c; ++c) s.set(r, c, finish(f, c, s.mean[c * r.run], s.first[c], s.second[c]));
     normalize_rows<T, A, PastCache>(f, r, s, x, static_cast<T*>(f.z));
     return true;
 }
@@ -627,7 +640,7 @@ bool backward_rows(const Backward& b) {
     const Rows r(b);
     Scratch s(r, r.chunks);
     if (!s.memory) return false;
-    for (int64_t c = 0; c < b.c; ++c) s.set(b, r.fold, c, affine(b, c, b.mean[c], b.rstd[c]));
+    for (int64_t c = 0; c < b.c; ++c) s.set(r, c, affine(b, c, b.mean[c], b.rstd[c]));
     const auto next = [&](auto w, int64_t at) __attribute__((always_inline)) {  // a call would spill every register
         fetch<w.n>(x + at);
         fetch<w.n>(dz + at);
@@ -648,8 +661,7 @@ bool backward_rows(const Backward& b) {
     };
     sum(float{});
     if (!good(b, s)) sum(double{});
-    for (int64_t c = 0; c < b.c; ++c)
-        s.set(b, r.fold, c, finish(b, c, {s.mean[c], s.a[c], s.b[c]}, s.first[c], s.second[c]));
+    for (int64_t c = 0; c < b.c; ++c) s.set(r, c, finish(b, c, s.affine(c * r.run), s.first[c], s.second[c]));
     if (!b.dx) return true;
     write_rows<PastCache>(
         b, r, static_cast<T*>(b.dx),
@@ -666,8 +678,7 @@ bool inference_rows(const Inference& f) {
     const Rows r(f);
     Scratch s(r, 0);
     if (!s.memory) return false;
-    for (int64_t c = 0; c < f.c; ++c)
-        s.set(f, r.fold, c, affine(f, c, f.mean[c], 1.0 / std::sqrt(f.var[c] + f.eps)));
+    for (int64_t c = 0; c < f.c; ++c) s.set(r, c, affine(f, c, f.mean[c], 1.0 / std::sqrt(f.var[c] + f.eps)));
     normalize_rows<T, A, PastCache>(f, r, s, static_cast<const T*>(f.x), static_cast<T*>(f.z));
     return true;
 }
@@ -676,21 +687,21 @@ bool inference_rows(const Inference& f) {
 
 template <class T, Activation A, bool PastCache>
 bool run(const Forward& f) {
-    if (f.channels_last) return forward_rows<T, A, PastCache>(f);
+    if (in_rows(f)) return forward_rows<T, A, PastCache>(f);
     forward_maps<T, A, PastCache>(f);
     return true;
 }
 
 template <class T, Activation A, bool PastCache>
 bool run(const Backward& b) {
-    if (b.channels_last) return backward_rows<T, A, PastCache>(b);
+    if (in_rows(b)) return backward_rows<T, A, PastCache>(b);
     backward_maps<T, A, PastCache>(b);
     return true;
 }
 
 template <class T, Activation A, bool PastCache>
 bool run(const Inference& f) {
-    return f.channels_last ? inference_rows<T, A, PastCache>(f) : inference_maps<T, A, PastCache>(f);
+    return in_rows(f) ? inference_rows<T, A, PastCache>(f) : inference_maps<T, A, PastCache>(f);
 }
 
 const void* output(const Forward& f) { return f.z; }
@@ -700,7 +711,7 @@ const void* output(const Inference& f) { return f.z; }
 template <class T, Activation A, class P>
 bool choose_store(const P& p) {
     // What is written past the cache has to fill whole lines: every row or map has to be aligned.
-    const auto length = (p.channels_last ? p.c : p.s) * sizeof(T);
+    const auto length = (p.channels_last ? p.c : in_rows(p) ? p.c * p.s : p.s) * sizeof(T);
     const bool aligned = (reinterpret_cast<uintptr_t>(output(p)) | length) % (kFloats * sizeof(T)) == 0;
     return aligned && outgrows_cache<T>(p) ? run<T, A, true>(p) : run<T, A, false>(p);
 }
@@ -716,6 +727,7 @@ bool choose_activation(const P& p) {
 
 template <class P>
 bool choose(const P& p) {
+    if (!p.c) return true;
     return p.dtype == Dtype::bfloat16 ? choose_activation<bfloat16>(p) : choose_activation<float>(p);
 }
 

@@ -14,7 +14,9 @@ extern const Kernels kernels_v2, kernels_v3, kernels_v4, kernels_v4_bf16;
 namespace {
 
 const Kernels& widest() {
-    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return kernels_v2;
+    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") || !__builtin_cpu_supports("bmi") ||
+        !__builtin_cpu_supports("bmi2"))
+        return kernels_v2;
     if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
         !__builtin_cpu_supports("avx512dq") || !__builtin_cpu_supports("avx512vl"))
         return kernels_v3;

@@ -105,8 +105,10 @@ class TestValues:
     def test_channel_counts(self, channels, channels_last, dtype, activation):
         check(*make((5, channels, 2, 3), dtype, channels_last), activation)
 
-    def test_large(self, channels_last, dtype, activation):
-        check(*make((8, 48, 28, 29), dtype, channels_last), activation)
+    # Maps shorter than a vector lie in rows; those of (2000, 3, 2, 2) are narrower than a vector too.
+    @pytest.mark.parametrize("shape", [(8, 48, 28, 29), (260, 30, 3, 3), (2000, 3, 2, 2)], ids=str)
+    def test_large(self, shape, channels_last, dtype, activation):
+        check(*make(shape, dtype, channels_last), activation)
 
 
 @pytest.mark.parametrize("shape", [(9, 4), (1, 4, 6), (3, 4, 2, 5), (2, 4, 3, 2, 2)], ids=str)
@@ -178,6 +180,18 @@ def test_values_near_the_largest_float_have_finite_results_where_torch_overflows
     np.testing.assert_allclose(
         to_numpy(z), reference.forward(to_numpy(x * 1e30), to_numpy(weight), to_numpy(bias)), rtol=1e-5, atol=1e-5
     )
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_sums_that_overflow_float_are_finite(channels_last):
+    x, weight, bias, dz = make((32, 4, 16, 16), channels_last=channels_last)
+    x, dz = x * 2e37, dz.abs() * 5e36
+    x[:, 1:] /= 1e37  # so that the others' gradients are of the size of dz
+    z, _, _, dx, *_ = run(x, weight, bias, dz, None)
+    want = reference.forward(to_numpy(x), to_numpy(weight), to_numpy(bias))
+    np.testing.assert_allclose(to_numpy(z), want, rtol=1e-5, atol=1e-5)
+    slopes = reference.backward(to_numpy(dz), to_numpy(x), to_numpy(weight), to_numpy(bias))[0]
+    np.testing.assert_allclose(to_numpy(dx)[:, 1:], slopes[:, 1:], rtol=1e-4, atol=1e-5 * np.abs(slopes).max())
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
@@ -359,6 +373,52 @@ def test_compiled_whole_and_eager_agree(channels_last):
     torch.testing.assert_close(got, gradients(eager, x), rtol=1e-5, atol=1e-4)
 
 
+def test_a_default_device_elsewhere_leaves_the_kernel_on_the_cpu():
+    layer = bn.BatchNorm2d(4, activation="relu")
+    x, *_, dz = make((3, 4, 9, 9))
+    want = [t.clone() for t in (*torch.autograd.grad(layer(x), [*layer.parameters()], dz), layer(x))]
+    with torch.device("meta"):
+        z = layer(x)
+        found = [*torch.autograd.grad(z, [*layer.parameters()], dz), z]
+    assert all(torch.equal(a, b) for a, b in zip(found, want, strict=True))
+
+
+def test_a_saved_tensor_may_come_back_with_other_strides():
+    x, weight, bias, dz = make((3, 4, 5, 6))
+    want = run(x, weight, bias, dz, "relu")
+
+    def unpack(t):
+        return t.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0) if t.dim() == 4 else t
+
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t, unpack):
+        found = run(x, weight, bias, dz, "relu")
+    assert all(torch.equal(a, b) for a, b in zip(found, want, strict=True))
+
+
+def test_an_exported_program_may_be_cast_to_half_precision():
+    x, weight, bias, dz = (t.half() for t in make((3, 4, 5, 6)))
+    want = run(x.float(), weight.float(), bias.float(), dz.float(), "relu")
+    inputs = [t.requires_grad_() for t in (x, weight, bias)]
+    z = torch.ops.batchnorm.normalize_by_batch(*inputs, 1e-5, "relu", 0.0)[0]
+    for found, expected in zip((z, *torch.autograd.grad(z, inputs, dz)), (want[0], *want[3:]), strict=True):
+        assert found.dtype == torch.float16
+        torch.testing.assert_close(found, expected.half(), rtol=2**-10, atol=1e-4)  # rounded once, at the end
+
+
+@pytest.mark.parametrize(
+    ("x", "weight"), [(torch.ones(4, 3).double(), None), (torch.ones(4, 3), torch.ones(2)), (torch.ones(4), None)]
+)
+def test_the_operator_refuses_what_it_cannot_compute(x, weight):
+    with pytest.raises(bn.BatchNormError, match="Export the network again"):
+        torch.ops.batchnorm.normalize_by_batch(x, weight, None, 1e-5, None, 0.0)
+
+
+def test_no_channels_are_nothing_to_compute():
+    z, batch, _ = torch.ops.batchnorm.normalize_by_batch(torch.ones(5, 0), None, None, 1e-5, None, 0.0)
+    assert z.shape == (5, 0)
+    assert batch.shape == (2, 0)
+
+
 def test_exported_program_calls_the_operator_for_any_batch_size():
     model, x = network(), torch.randn(4, 3, 9, 9)
     program = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim("n", min=2)},))
@@ -478,7 +538,7 @@ def test_running_statistics_moved_by_the_kernel_are_noticed_by_autograd():
 
 # ---- Threads ----
 
-THREADED = [(8, 40, 40, 40), (9, 1, 90, 90), (3, 1025, 6, 7)]
+THREADED = [(8, 40, 40, 40), (9, 1, 90, 90), (3, 1025, 6, 7), (200, 40, 3, 3), (4000, 3, 2, 2)]
 
 
 @pytest.mark.parametrize("channels_last", [False, True])

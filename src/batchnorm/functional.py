@@ -354,10 +354,9 @@ def _normalize_by_batch(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, activation: str | None, slope: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """z, (mean, unbiased var), and what the backward wants: the kernel as `torch.compile` and `torch.export` see it."""
-    if kernels.is_channels_last(x) is not None:
-        return kernels.forward(x, weight, bias, eps, activation, slope)
-    z, batch, saved = kernels.forward(x.contiguous(), weight, bias, eps, activation, slope)
-    return torch.empty_like(x).copy_(z), batch, saved
+    dense, weight, bias = _as_kernel_takes(x, weight, bias)
+    z, batch, saved = kernels.forward(dense, weight, bias, eps, activation, slope)
+    return (z if dense is x else torch.empty_like(x).copy_(z)), batch, saved
 
 
 @torch.library.custom_op("batchnorm::normalize_by_batch_backward", mutates_args=(), device_types="cpu")
@@ -371,10 +370,26 @@ def _normalize_by_batch_backward(
     slope: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, weight and bias."""
-    dense = x if kernels.is_channels_last(x) is not None else x.contiguous()
-    dx, dweight, dbias = kernels.backward(dz, dense, weight, bias, saved, activation, slope)
+    dense, weight, bias = _as_kernel_takes(x, weight, bias)
+    dx, dweight, dbias = kernels.backward(dz.to(dense.dtype), dense, weight, bias, saved, activation, slope)
     assert dx is not None
     return (dx if dense is x else torch.empty_like(x).copy_(dx)), dweight, dbias
+
+
+def _as_kernel_takes(x: Tensor, *channelwise: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """What an operator is called with, dense and of a dtype that the kernel has.
+
+    A program may be cast, or run under autocast, after it was exported with other dtypes and strides.
+    """
+    x = x.float() if x.dtype == torch.float16 else x
+    weight, bias = (t if t is None else t.float().contiguous() for t in channelwise)
+    if not _kernel_fits(x, weight, bias):
+        what = ", ".join("None" if t is None else f"{tuple(t.shape)} {t.dtype}" for t in (x, weight, bias))
+        raise BatchNormError(
+            "batchnorm::normalize_by_batch wants x of two axes or more, float32, bfloat16 or float16, and weight and "
+            f"bias of its channels; got {what}. Export the network again in this dtype."
+        )
+    return (x if kernels.is_channels_last(x) is not None else x.contiguous()), weight, bias
 
 
 @_normalize_by_batch.register_fake

@@ -18,6 +18,7 @@ else:
 
 ACTIVATIONS: dict[str | None, int] = {None: 0, "relu": 1, "leaky_relu": 2}
 DTYPES = (torch.float32, torch.bfloat16)
+CPU = torch.device("cpu")  # said wherever a tensor is made: the default device may be another
 # Running mean and variance, the momentum that moves them, and how many batches they have seen.
 Running = tuple[Tensor, Tensor, float, Tensor | None]
 
@@ -46,8 +47,8 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """z; the batch's mean and unbiased variance, (2, C); for the backward mean and rstd, (2, C) double."""
     z = torch.empty_like(x)
-    batch = torch.empty((2, x.size(1)), dtype=torch.float32)
-    saved = torch.empty((2, x.size(1)), dtype=torch.float64)
+    batch = torch.empty((2, x.size(1)), dtype=torch.float32, device=CPU)
+    saved = torch.empty((2, x.size(1)), dtype=torch.float64, device=CPU)
     problem = _problem(x, is_channels_last(x), weight, bias, activation, slope)
     outputs = (z.data_ptr(), batch.data_ptr(), saved.data_ptr())
     _kernels.forward(problem, x.data_ptr(), eps, *outputs, 0, 0, 0.0, 0)  # no running statistics
@@ -65,7 +66,8 @@ def forward_and_track(
 ) -> tuple[Tensor, Tensor, bool]:
     """z; what the backward wants, (3, C) double; whether the batch was finite: it moved the running statistics then."""
     z = torch.empty_like(x)
-    saved = torch.empty((3, x.size(1)), dtype=torch.float64)  # the third row is room for the batch's mean and variance
+    # The third row is room for the batch's mean and variance.
+    saved = torch.empty((3, x.size(1)), dtype=torch.float64, device=CPU)
     rows = saved.data_ptr()
     mean, var, momentum, count = running
     moved = (mean.data_ptr(), var.data_ptr(), momentum, _address(count))
@@ -89,10 +91,12 @@ def backward(
 ) -> tuple[Tensor | None, Tensor, Tensor]:
     """The gradients of x (if wanted), weight and bias, from z's, which is copied if its layout is not that of x."""
     last, channels = is_channels_last(x), x.size(1)
+    if last is None:  # a hook of saved tensors gave other strides back than it got
+        return backward(dz, x.contiguous(), weight, bias, saved, activation, slope, want_dx)
     if dz.stride() != x.stride() and is_channels_last(dz) != last:
         dz = torch.empty_like(x).copy_(dz)
     dx = torch.empty_like(x) if want_dx else None
-    dweight, dbias = torch.empty(channels, dtype=torch.float32), torch.empty(channels, dtype=torch.float32)
+    dweight, dbias = (torch.empty(channels, dtype=torch.float32, device=CPU) for _ in range(2))
     problem = _problem(x, last, weight, bias, activation, slope)
     outputs = (_address(dx), dweight.data_ptr(), dbias.data_ptr())  # without an address: not computed
     _kernels.backward(problem, x.data_ptr(), dz.data_ptr(), saved.data_ptr(), *outputs)
