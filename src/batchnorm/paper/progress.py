@@ -99,9 +99,7 @@ def _display(
             if row.get("diverged"):
                 bars.update(bar, accuracy=f"diverged at step {row['step']:,}")
             elif row["top1"] is not None:
-                waits = (
-                    f", {row['waited']:.0%} waiting for images" if row["waited"] > NEGLIGIBLE_WAIT else ""
-                )
+                waits = f", {row['waited']:.0%} waiting for images" if row["waited"] > NEGLIGIBLE_WAIT else ""
                 bars.update(bar, accuracy=f"top-1 {row['top1']:.2%}{waits}")
             if not bars.console.is_terminal:  # a log file gets a line a measurement
                 bars.console.print(f"step {row['step']:,}: {bars.tasks[bar].fields['accuracy']}")
