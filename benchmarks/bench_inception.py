@@ -43,14 +43,15 @@ from batchnorm.paper.processes import ALONE
 from batchnorm.paper.variants import BN_X5
 
 BATCH, SIZE = 32, 224
-# name -> our layers, channels-last, bfloat16, keep_memory
+# name -> our layers, channels-last, bfloat16, keep_memory, torch.compile
 CONTENDERS = {
-    "torch, NCHW, float32, default malloc": (False, False, False, False),
-    "torch, NCHW, float32, kept memory": (False, False, False, True),
-    "torch, NHWC, float32, kept memory": (False, True, False, True),
-    "ours, NCHW, float32": (True, False, False, True),
-    "ours, NHWC, float32": (True, True, False, True),
-    "ours, NHWC, bfloat16": (True, True, True, True),
+    "torch, NCHW, float32, default malloc": (False, False, False, False, False),
+    "torch, NCHW, float32, kept memory": (False, False, False, True, False),
+    "torch, NHWC, float32, kept memory": (False, True, False, True, False),
+    "ours, NCHW, float32": (True, False, False, True, False),
+    "ours, NHWC, float32": (True, True, False, True, False),
+    "ours, NHWC, float32, compiled": (True, True, False, True, True),
+    "ours, NHWC, bfloat16": (True, True, True, True, False),
 }
 BASELINE = next(iter(CONTENDERS))
 WORKERS = (0, 1, 2)
@@ -68,7 +69,7 @@ def with_torch_layers(module: nn.Module) -> nn.Module:
     return module
 
 
-def make_step(ours: bool, channels_last: bool, low: bool, keep: bool) -> Callable[[], float]:
+def make_step(ours: bool, channels_last: bool, low: bool, keep: bool, compiled: bool) -> Callable[[], float]:
     """One training step, which returns its loss."""
     if keep:
         bn.keep_memory()
@@ -79,6 +80,8 @@ def make_step(ours: bool, channels_last: bool, low: bool, keep: bool) -> Callabl
     if channels_last:
         model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         images = images.contiguous(memory_format=torch.channels_last)
+    if compiled:
+        model.compile()
     network = DistributedDataParallel(model) if dist.is_initialized() else model
     optimizer = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9)
 
