@@ -5,7 +5,8 @@
 
 Every contender has a process of its own, since the allocator is a process's; they take turns, a step each. The same
 network, weights and images: contenders differ in the layers (torch.nn.BatchNorm2d and ReLU, or ours), the memory
-format, the precision and the allocator. Before the clock, all float32 contenders must agree on the loss.
+format, the precision, the allocator and torch.compile, whose first step takes minutes. Before the clock, all float32
+contenders must agree on the loss.
 
 The part "loading" is BN-x5 as the command trains it, from 200 generated JPEGs of 500x375 in class folders (which the
 system keeps in memory), for several numbers of workers, one after another: a step's seconds, and the share of them that

@@ -19,18 +19,9 @@ import torch
 import batchnorm as bn
 from batchnorm import functional, kernels
 
-SHAPES = [(32, 4), (32, 32), (32, 64), (60, 100), (128, 64), (128, 128), (256, 128)]
-SHAPES += [
-    (256, 512, 3, 3),
-    (128, 128, 14, 1),
-    (65536, 3, 2, 2),
-    (4, 16, 16, 16),
-    (8, 16, 14, 14),
-    (8, 32, 14, 14),
-    (32, 32, 7, 7),
-    (32, 64, 7, 7),
-    (32, 128, 7, 7),
-]
+FLAT = [(32, 4), (32, 32), (32, 64), (60, 100), (128, 64), (128, 128), (256, 128)]
+SHORT = [(256, 512, 3, 3), (128, 128, 14, 1), (65536, 3, 2, 2)]  # maps of fewer values than a vector has
+MAPS = [(4, 16, 16, 16), (8, 16, 14, 14), (8, 32, 14, 14), (32, 32, 7, 7), (32, 64, 7, 7), (32, 128, 7, 7)]
 COMPILED = kernels._kernels
 CALLS = 40  # between two looks at the clock
 
@@ -82,7 +73,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     functional.FEWEST_IN_INFERENCE = 1
     rows = []
-    for shape in SHAPES:
+    for shape in FLAT + SHORT + MAPS:
         for last in (False, True) if len(shape) > 2 else (False,):
             for activation in (None, "relu"):
                 rows.append(row(shape, last, activation, args.rounds))

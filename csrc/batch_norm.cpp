@@ -421,9 +421,9 @@ bool walks_together(const Problem& p) {
 
 struct Rows {
     bool together;
-    int64_t run, period;           // columns of a channel side by side, and from one such run of it to the next
-    int64_t width, count, rest;    // `count` rows of `width` values, a few periods, then `rest` values
-    int64_t chunk, chunks;         // rows of a chunk: the same for any number of threads, and so are the sums
+    int64_t run, period;         // columns of a channel side by side, and from one such run of it to the next
+    int64_t width, count, rest;  // `count` rows of `width` values, a few periods, then `rest` values
+    int64_t chunk, chunks;       // rows of a chunk: the same for any number of threads, and so are the sums
 
     explicit Rows(const Problem& p)
         : together(walks_together(p)), run(p.channels_last ? 1 : p.s), period(p.c * run), width(period) {

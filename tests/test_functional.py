@@ -11,6 +11,7 @@ from batchnorm.functional import batch_norm
 
 SHAPES = [(8, 3), (4, 3, 5), (4, 3, 5, 7), (2, 3, 4, 2, 3), (2, 1), (1, 2, 3)]
 ACTIVATIONS = [None, "relu", "leaky_relu", "sigmoid"]
+needs_kernels = pytest.mark.skipif(not bn.kernels_available(), reason="built without the compiled kernels")
 
 
 def draw(shape, dtype=torch.float64, seed=0):
@@ -217,14 +218,14 @@ def test_the_input_is_never_written():
     assert torch.equal(x, before)
 
 
-@pytest.mark.skipif(not bn.kernels_available(), reason="built without the compiled kernels")
+@needs_kernels
 @pytest.mark.parametrize("places", [2, 100_000])
 def test_the_kernel_takes_batches_of_any_size_in_training(places):
     z = batch_norm(torch.randn(places, 1, requires_grad=True), None, None, training=True)
     assert "NormalizeByBatch" in type(z.grad_fn).__name__
 
 
-@pytest.mark.skipif(not bn.kernels_available(), reason="built without the compiled kernels")
+@needs_kernels
 @pytest.mark.parametrize(
     ("places", "kernel"), [(functional.FEWEST_IN_INFERENCE - 1, False), (functional.FEWEST_IN_INFERENCE, True)]
 )

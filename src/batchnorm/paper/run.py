@@ -228,15 +228,15 @@ def versions() -> dict[str, Any]:
     }
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write `text` so that a reader, or a kill, meets the old file or the new one, never half of either.
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write `content` so that a reader, or a kill, meets the old file or the new one, never half of either.
 
     Raises:
         BatchNormError: the disk is full or the folder read-only.
     """
     partial = path.with_name(path.name + ".partial")
     try:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_bytes(content.encode() if isinstance(content, str) else content)
         partial.replace(path)
     except OSError as error:
         raise BatchNormError(f"cannot write {path}: {error}") from error

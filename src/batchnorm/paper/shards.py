@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import tarfile
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from ..errors import BatchNormError
 from .decode import EXTENSIONS, DamagedImage, decode
+from .run import write_atomically
 
 Stamp = tuple[str, str, str]  # of a shard: path, bytes, time of its last change
 Index = tuple[np.ndarray, np.ndarray]  # of a shard: the keys of its images; offset, bytes and label of each
@@ -53,13 +55,9 @@ class ShardImages:
         Raises:
             BatchNormError: the disk is full or the folder read-only.
         """
-        partial = file.with_suffix(".partial")
-        try:
-            with partial.open("wb") as out:
-                np.savez(out, stamps=np.array(self._stamps), ends=self._ends, keys=self._keys, places=self._places)
-            partial.replace(file)
-        except OSError as error:
-            raise BatchNormError(f"cannot write {file}: {error}") from error
+        content = io.BytesIO()
+        np.savez(content, stamps=np.array(self._stamps), ends=self._ends, keys=self._keys, places=self._places)
+        write_atomically(file, content.getvalue())
 
     def __len__(self) -> int:
         return len(self._places)
