@@ -1,19 +1,24 @@
 """BN + ReLU of the 69 layers of BN-Inception at batch 32 (Fig. 5): torch eager, torch.compile and the fused kernels.
 
-Every contender is checked against float64 before the clock starts; then they alternate, shape by shape, in one
-process. The median of the rounds counts; the spread beside it is from the 10th to the 90th percentile of the rounds'
-sums. The record holds every round.
+Every contender is checked against float64 before the clock starts. Then torch and ours alternate, network by network: a
+round is the training of all 69 layers with the one, in the order of the figure, and their inference, then with the
+other, then copies of every layer's input, for the bandwidth. A layer so finds the caches as its own kind left them;
+right after another contender it would wait for that one's outputs to be written back. The median of the rounds
+counts; the spread beside it is from the 10th to the 90th percentile of the rounds' sums. The record holds every round.
+
+torch.compile takes its turn after that, shape by shape, warm: it keeps few compiled programs at a time.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import platform
 import statistics
 import subprocess
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import torch
@@ -38,27 +43,26 @@ FORMATS = {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def layers() -> Counter[tuple[int, int, int, int]]:
-    """How often each shape (N, C, H, W) is batch-normalised in one forward of the network."""
+Shape = tuple[int, int, int, int]
+Times = dict[str, list[float]]  # of a phase, in ms: round by round, each of the network's layers of a shape
+
+
+def layers() -> list[Shape]:
+    """The shapes (N, C, H, W) that one forward of the network batch-normalises, in its order."""
     maps = [(64, 112), (64, 56), (192, 56)]
     for side, one, reduce3, three, reduce_double, double, projection in MODULES.values():
         maps += [(c, side) for c in (one, reduce3, three, reduce_double, double, double, projection)]
     for side, reduce3, three, reduce_double, double in STRIDED.values():
         maps += [(reduce3, side), (reduce_double, side), (double, side), (three, side // 2), (double, side // 2)]
-    return Counter((BATCH, c, side, side) for c, side in maps)
+    return [(BATCH, c, side, side) for c, side in maps]
 
 
-def contenders(shape: tuple[int, ...], with_compile: bool) -> dict[str, nn.Module]:
-    channels = shape[1]
+def torchs(channels: int) -> nn.Module:
+    return nn.Sequential(nn.BatchNorm2d(channels), nn.ReLU(inplace=True))
 
-    def torchs() -> nn.Module:
-        return nn.Sequential(nn.BatchNorm2d(channels), nn.ReLU(inplace=True))
 
-    found = {"torch": torchs(), "ours": bn.BatchNorm2d(channels, activation="relu")}
-    if with_compile:
-        found["compile"] = torchs()
-        found["compile"].compile(dynamic=False)
-    return found
+def ours(channels: int) -> nn.Module:
+    return bn.BatchNorm2d(channels, activation="relu")
 
 
 def check(name: str, layer: nn.Module, x: Tensor, dz: Tensor) -> None:
@@ -79,72 +83,92 @@ def check(name: str, layer: nn.Module, x: Tensor, dz: Tensor) -> None:
         raise SystemExit(f"{name} is wrong at {tuple(x.shape)}: {[float(o) for o in off]}")
 
 
-def measure(shape: tuple[int, ...], layout: str, dtype: torch.dtype, rounds: int, with_compile: bool) -> list[dict]:
-    """Milliseconds of every round, of each contender's forward, backward and inference, and of a copy of x."""
-    x, dz = (torch.randn(shape, dtype=dtype).contiguous(memory_format=FORMATS[layout]) for _ in range(2))
-    x.requires_grad_()
-    copy = torch.empty_like(x.detach())
-    found = contenders(shape, with_compile)
-    rows: dict[str, dict[str, list[float]]] = {name: {"forward": [], "backward": [], "inference": []} for name in found}
-    for name, layer in found.items():
-        check(name, layer, x, dz)
-    copies: list[float] = []
+def measure(
+    tensors: dict[Shape, tuple[Tensor, Tensor]], order: list[Shape], rounds: int
+) -> dict[str, dict[Shape, Times]]:
+    """The times of torch and ours by shape, and ("forward") those of a copy of x."""
+    networks = {name: {s: make(s[1]) for s in tensors} for name, make in (("torch", torchs), ("ours", ours))}
+    copies = {shape: torch.empty_like(x.detach()) for shape, (x, _) in tensors.items()}
+    found: dict[str, dict[Shape, Times]] = {
+        name: {s: defaultdict(list) for s in tensors} for name in (*networks, "copy")
+    }
+    for name, network in networks.items():
+        for shape, layer in network.items():
+            check(name, layer, *tensors[shape])
     for round_ in range(rounds + 1):
-        for name, layer in found.items():
-            times = run(layer, x, dz, inference=name != "compile")
-            if round_:  # the first warms up
-                for phase, taken in times.items():
-                    rows[name][phase].append(taken)
-        start = time.perf_counter()
-        copy.copy_(x.detach())
-        copies.append((time.perf_counter() - start) * 1e3)
-    rows["copy"] = {"forward": copies[1:]}
-    size = x.numel() * x.element_size()
-    return [{"shape": shape, "bytes": size, "contender": name, **times} for name, times in rows.items()]
+        if round_ == 1:  # the first warmed up
+            for of_shape in found.values():
+                for times in of_shape.values():
+                    times.clear()
+        for name, network in networks.items():
+            for shape in order:
+                train(network[shape], *tensors[shape], found[name][shape])
+            for shape in order:
+                infer(network[shape], tensors[shape][0], found[name][shape])
+        for shape in order:
+            start = time.perf_counter()
+            copies[shape].copy_(tensors[shape][0].detach())
+            found["copy"][shape]["forward"].append(since(start))
+    return found
 
 
-def run(layer: nn.Module, x: Tensor, dz: Tensor, inference: bool) -> dict[str, float]:
+def measure_compiled(x: Tensor, dz: Tensor, rounds: int) -> Times:
+    torch._dynamo.reset()
+    layer, times = torchs(x.size(1)), defaultdict(list)
+    layer.compile(dynamic=False)
+    check("compile", layer, x, dz)
+    train(layer, x, dz, {"forward": [], "backward": []})
+    for _ in range(rounds):
+        train(layer, x, dz, times)
+    return times
+
+
+def train(layer: nn.Module, x: Tensor, dz: Tensor, times: Times) -> None:
     parameters = list(layer.parameters())
     start = time.perf_counter()
     z = layer(x)
-    forward = time.perf_counter()
+    times["forward"].append(since(start))
+    start = time.perf_counter()
     torch.autograd.grad(z, [x, *parameters], dz)
-    backward = time.perf_counter()
-    times = {"forward": (forward - start) * 1e3, "backward": (backward - forward) * 1e3}
-    if inference:
-        layer.eval()
-        with torch.no_grad():
-            start = time.perf_counter()
-            layer(x)
-            times["inference"] = (time.perf_counter() - start) * 1e3
-        layer.train()
-    return times
+    times["backward"].append(since(start))
+
+
+@torch.no_grad()
+def infer(layer: nn.Module, x: Tensor, times: Times) -> None:
+    layer.eval()
+    start = time.perf_counter()
+    layer(x)
+    times["inference"].append(since(start))
+    layer.train()
+
+
+def since(start: float) -> float:
+    return (time.perf_counter() - start) * 1e3
 
 
 PASSES = {"NCHW": 5, "NHWC": 8}  # over the tensor, forward and backward: the fewest that the layout allows
 
 
-def summarise(rows: list[dict], counts: Counter, layout: str) -> dict:
+def summarise(found: dict[str, dict[Shape, Times]], order: list[Shape], layout: str, element: int) -> dict:
     """Sums over the 69 layers of the medians, in ms; the worst shape against torch; large tensors against a copy."""
-    found = {(row["contender"], tuple(row["shape"])): row for row in rows}
 
-    def took(contender: str, shape: tuple[int, ...], *phases: str) -> float:
-        row = found[contender, shape]
-        return statistics.median(sum(times) for times in zip(*(row[p] for p in phases), strict=True))
+    def took(contender: str, shape: Shape, *phases: str) -> float:
+        times = found[contender][shape]
+        return statistics.median(map(sum, zip(*(times[p] for p in phases), strict=True)))
 
     def total(contender: str, *phases: str) -> float:
-        return sum(took(contender, shape, *phases) * times for shape, times in counts.items())
+        return sum(took(contender, shape, *phases) for shape in order)
 
     step = ("forward", "backward")
-    names = dict.fromkeys(row["contender"] for row in rows if row["contender"] != "copy")
-    training = {s: took("torch", s, *step) / took("ours", s, *step) for s in counts}
-    inference = {s: took("torch", s, "inference") / took("ours", s, "inference") for s in counts}
+    names = [name for name in found if name != "copy"]
+    training = {s: took("torch", s, *step) / took("ours", s, *step) for s in order}
+    inference = {s: took("torch", s, "inference") / took("ours", s, "inference") for s in order}
     milliseconds = {name: total(name, *step) for name in names} | {"copy": total("copy", "forward")}
     return {
         "ms": milliseconds,
-        "spread_ms": {name: spread(found, counts, name) for name in names},
+        "spread_ms": {name: spread(found[name], order) for name in ("torch", "ours")},
         "times_torch": milliseconds["torch"] / milliseconds["ours"],
-        "times_compile": milliseconds["compile"] / milliseconds["ours"] if "compile" in names else None,
+        "times_compile": milliseconds["compile"] / milliseconds["ours"] if "compile" in found else None,
         "least_times_torch": min(training.values()),
         "least_at": min(training, key=lambda s: training[s]),
         "inference_times_torch": total("torch", "inference") / total("ours", "inference"),
@@ -152,19 +176,20 @@ def summarise(rows: list[dict], counts: Counter, layout: str) -> dict:
         "inference_least_at": min(inference, key=lambda s: inference[s]),
         "copy_bandwidth_share": {
             "x".join(map(str, s)): PASSES[layout] / 2 * took("copy", s, "forward") / took("ours", s, *step)
-            for s in counts
-            if found["ours", s]["bytes"] > 32 << 20
+            for s in training
+            if math.prod(s) * element > 32 << 20
         },
     }
 
 
-def spread(found: dict, counts: Counter, name: str) -> tuple[float, float]:
-    """10th and 90th percentile of the sums over the layers that the rounds gave."""
-    rows = [(found[name, shape], times) for shape, times in counts.items()]
-    rounds = zip(
-        *([times * (f + b) for f, b in zip(r["forward"], r["backward"], strict=True)] for r, times in rows), strict=True
-    )
-    tenths = statistics.quantiles(map(sum, rounds), n=10, method="inclusive")
+def spread(of_shape: dict[Shape, Times], order: list[Shape]) -> tuple[float, float]:
+    """10th and 90th percentile of the rounds' sums over the layers."""
+    often = Counter(order)
+    sums: dict[int, float] = defaultdict(float)
+    for shape, times in of_shape.items():
+        for i, taken in enumerate(map(sum, zip(times["forward"], times["backward"], strict=True))):
+            sums[i // often[shape]] += taken
+    tenths = statistics.quantiles(sums.values(), n=10, method="inclusive")
     return tenths[0], tenths[-1]
 
 
@@ -174,30 +199,29 @@ def main() -> None:
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=11)
-    parser.add_argument(
-        "--compile", action="store_true", help="torch.compile as a third contender (minutes to compile)"
-    )
+    parser.add_argument("--compile", action="store_true", help="torch.compile too, which takes minutes to compile")
     parser.add_argument("--out", type=Path, help="where to write the JSON")
     args = parser.parse_args()
     torch.manual_seed(0)
     torch.set_num_threads(args.threads)
     kept = bn.keep_memory()
-    counts = layers()
-    rows = []
-    for shape in counts:
-        torch._dynamo.reset()
-        rows += measure(shape, args.layout, DTYPES[args.dtype], args.rounds, args.compile)
-    for row in rows:
-        row["layout"] = args.layout
+    order, dtype = layers(), DTYPES[args.dtype]
+    tensors: dict[Shape, tuple[Tensor, Tensor]] = {}
+    for shape in dict.fromkeys(order):
+        x, dz = (torch.randn(shape, dtype=dtype).contiguous(memory_format=FORMATS[args.layout]) for _ in range(2))
+        tensors[shape] = x.requires_grad_(), dz
+    found = measure(tensors, order, args.rounds)
+    if args.compile:
+        found["compile"] = {shape: measure_compiled(x, dz, args.rounds) for shape, (x, dz) in tensors.items()}
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     cpu = next(
         (line.split(":")[1].strip() for line in cpu_lines() if line.startswith("model name")), platform.machine()
     )
-    summary = summarise(rows, counts, args.layout)
+    summary = summarise(found, order, args.layout, dtype.itemsize)
     print(json.dumps(summary, indent=1, default=str))
     record = {
         **{name: str(value) for name, value in vars(args).items() if name != "out"},
-        "layers": sum(counts.values()),
+        "layers": order,
         "kernels": bn.kernels.kernels_available() and bn.kernels._kernels.target(),
         "date": time.strftime("%Y-%m-%d"),
         "malloc": "M_MMAP_MAX=0, M_TRIM_THRESHOLD=-1, M_TOP_PAD=64M for all contenders" if kept else "default",
@@ -205,7 +229,13 @@ def main() -> None:
         "cpu": cpu,
         "commit": commit,
         "summary": {k: str(v) if isinstance(v, tuple) else v for k, v in summary.items()},
-        "rows": [{k: [round(t, 4) for t in v] if isinstance(v, list) else v for k, v in r.items()} for r in rows],
+        "ms": {
+            name: {
+                "x".join(map(str, s)): {phase: [round(t, 4) for t in taken] for phase, taken in times.items()}
+                for s, times in of_shape.items()
+            }
+            for name, of_shape in found.items()
+        },
     }
     if args.out:
         args.out.write_text(json.dumps(record) + "\n")
