@@ -411,10 +411,10 @@ bool inference_maps(const Inference& f) {
 
 bool in_rows(const Problem& p) { return p.channels_last || p.s < kFloats; }
 
-// How rows are walked, by measurement. What comes from memory waits for it: one row after the other is what the
-// hardware's prefetcher follows. Where x, z, dz and dx fit the last-level cache, and where half the bytes wait for the
-// arithmetic as well, rows are walked together: what belongs to a column is loaded once for them, and its sums stay in
-// registers.
+// How rows are walked in training, by measurement. What comes from memory waits for it: one row after the other is what
+// the hardware's prefetcher follows. Where x, z, dz and dx fit the last-level cache, and where half the bytes wait for
+// the arithmetic as well, rows are walked together: what belongs to a column is loaded once for them, and its sums stay
+// in registers.
 bool walks_together(const Problem& p) {
     return p.dtype == Dtype::bfloat16 || 4 * values(p) * int64_t{sizeof(float)} <= last_level_cache();
 }
@@ -425,8 +425,8 @@ struct Rows {
     int64_t width, count, rest;  // `count` rows of `width` values, a few periods, then `rest` values
     int64_t chunk, chunks;       // rows of a chunk: the same for any number of threads, and so are the sums
 
-    explicit Rows(const Problem& p)
-        : together(walks_together(p)), run(p.channels_last ? 1 : p.s), period(p.c * run), width(period) {
+    Rows(const Problem& p, bool together)
+        : together(together), run(p.channels_last ? 1 : p.s), period(p.c * run), width(period) {
         const int64_t narrow = together ? kNarrow / 4 : kNarrow;
         if (period <= 128)  // more are wide enough, and folding them would take much room for sums
             while (width < narrow || width % kFloats) width += period;
@@ -565,11 +565,11 @@ void sum_chunk(const Rows& r, Scratch& s, int64_t chunk, int64_t row, int64_t en
     if (rest) sum_along<E>(first, second, end, 1, r.width, rest, column, next);
 }
 
-// Writes all rows: column(Width, c) gives what is to be written at a place, next(Width, place) fetches what it
-// will need, where memory is waited for.
+// Writes all rows, the last first if `back`, to find what a pass before left in cache: column(Width, c) gives what is to
+// be written at a place, next(Width, place) fetches what it will need, where memory is waited for.
 template <bool PastCache, class T, class Column, class Next>
-void write_rows(const Problem& p, const Rows& r, T* out, const Column& column, const Next& next) {
-    r.each_chunk(p, true, [&](int64_t, int64_t row, int64_t end, int64_t rest) {
+void write_rows(const Problem& p, const Rows& r, bool back, T* out, const Column& column, const Next& next) {
+    r.each_chunk(p, back, [&](int64_t, int64_t row, int64_t end, int64_t rest) {
         const auto map = [&](auto rows, int64_t n) {
             const int64_t step = rows.n * r.width, begin = row * r.width;
             const int64_t later = begin + (rows.n > 1 ? ceil_div(kAhead, step) * step : kAhead);
@@ -589,9 +589,9 @@ void write_rows(const Problem& p, const Rows& r, T* out, const Column& column, c
 }
 
 template <class T, Activation A, bool PastCache>
-void normalize_rows(const Problem& p, const Rows& r, const Scratch& s, const T* x, T* z) {
+void normalize_rows(const Problem& p, const Rows& r, bool back, const Scratch& s, const T* x, T* z) {
     write_rows<PastCache>(
-        p, r, z,
+        p, r, back, z,
         [&](auto w, int64_t c) {
             return [=, slope = p.slope, k = s.at<w.n>(c)](int64_t at) { return normalized<A, w.n>(x + at, k, slope); };
         },
@@ -609,7 +609,7 @@ bool good(const P& p, const Scratch& s) {
 template <class T, Activation A, bool PastCache>
 bool forward_rows(const Forward& f) {
     const T* x = static_cast<const T*>(f.x);
-    const Rows r(f);
+    const Rows r(f, walks_together(f));
     Scratch s(r, r.chunks);
     if (!s.memory) return false;
     for (int64_t c = 0; c < f.c; ++c) s.set(r, c, {typical_value(f, x, c), 0, 0});
@@ -629,7 +629,7 @@ bool forward_rows(const Forward& f) {
     sum(float{});
     if (!good(f, s)) sum(double{});
     for (int64_t c = 0; c < f.c; ++c) s.set(r, c, finish(f, c, s.mean[c * r.run], s.first[c], s.second[c]));
-    normalize_rows<T, A, PastCache>(f, r, s, x, static_cast<T*>(f.z));
+    normalize_rows<T, A, PastCache>(f, r, true, s, x, static_cast<T*>(f.z));
     return true;
 }
 
@@ -637,7 +637,7 @@ template <class T, Activation A, bool PastCache>
 bool backward_rows(const Backward& b) {
     const T* x = static_cast<const T*>(b.x);
     const T* dz = static_cast<const T*>(b.dz);
-    const Rows r(b);
+    const Rows r(b, walks_together(b));
     Scratch s(r, r.chunks);
     if (!s.memory) return false;
     for (int64_t c = 0; c < b.c; ++c) s.set(r, c, affine(b, c, b.mean[c], b.rstd[c]));
@@ -664,7 +664,7 @@ bool backward_rows(const Backward& b) {
     for (int64_t c = 0; c < b.c; ++c) s.set(r, c, finish(b, c, s.affine(c * r.run), s.first[c], s.second[c]));
     if (!b.dx) return true;
     write_rows<PastCache>(
-        b, r, static_cast<T*>(b.dx),
+        b, r, true, static_cast<T*>(b.dx),
         [&](auto w, int64_t c) {
             return [=, slope = b.slope, k = s.at<w.n>(c), c1 = load<w.n>(s.c1 + c), c0 = load<w.n>(s.c0 + c)](
                        int64_t at) { return input_gradient<A, w.n>(x + at, dz + at, k, c1, c0, slope); };
@@ -675,11 +675,11 @@ bool backward_rows(const Backward& b) {
 
 template <class T, Activation A, bool PastCache>
 bool inference_rows(const Inference& f) {
-    const Rows r(f);
+    const Rows r(f, f.dtype == Dtype::bfloat16);  // read once: float32 never together, it may come from memory
     Scratch s(r, 0);
     if (!s.memory) return false;
     for (int64_t c = 0; c < f.c; ++c) s.set(r, c, affine(f, c, f.mean[c], 1.0 / std::sqrt(f.var[c] + f.eps)));
-    normalize_rows<T, A, PastCache>(f, r, s, static_cast<const T*>(f.x), static_cast<T*>(f.z));
+    normalize_rows<T, A, PastCache>(f, r, false, s, static_cast<const T*>(f.x), static_cast<T*>(f.z));
     return true;
 }
 

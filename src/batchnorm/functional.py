@@ -438,7 +438,9 @@ def _statistics_dtype(x: Tensor) -> torch.dtype:
 
 def _widened(x: Tensor, channels: MaybeTensor) -> MaybeTensor:
     # Beside a half-precision x torch takes all of mean, var, gamma and beta in float32, or none of them.
-    return channels if channels is None or _statistics_dtype(x) == x.dtype else channels.float()
+    if channels is None or channels.dtype == torch.float32 or _statistics_dtype(x) == x.dtype:
+        return channels
+    return channels.float()
 
 
 def _activate(y: Tensor, activation: Activation | None, negative_slope: float) -> Tensor:
