@@ -394,9 +394,7 @@ bool inference_maps(const Inference& f) {
     const int64_t maps = f.n * f.c;
     parallel(threads(f), [&](int thread, int count) {
         for (int64_t map = maps * thread / count; map < maps * (thread + 1) / count; ++map)
-            map_run<PastCache>(z + map * f.s, f.s, [&](auto w, int64_t i) {
-                fetch<w.n>(x + map * f.s + i + kAhead);
-                if constexpr (!PastCache) own<w.n>(z + map * f.s + i + kAhead);
+            map_run<PastCache>(z + map * f.s, f.s, [&](auto w, int64_t i) {  // in order: fetching ahead would cost time
                 return normalized<A, w.n>(x + map * f.s + i, spread<w.n>(k[map % f.c]), f.slope);
             });
         end_of_stream();
@@ -405,9 +403,9 @@ bool inference_maps(const Inference& f) {
     return true;
 }
 
-// ---- Rows in which every column belongs to one channel, always the same: (R, C), the C values of a place side by side,
-// and (N, C, S) with maps shorter than a vector, all the maps of an image side by side. Narrow rows are folded: several
-// make one ----
+// ---- Rows in which every column belongs to one channel, always the same: (R, C), the C values of a place side by
+// side, and (N, C, S) with maps shorter than a vector, all the maps of an image side by side. Narrow rows are folded:
+// several make one ----
 
 bool in_rows(const Problem& p) { return p.channels_last || p.s < kFloats; }
 
@@ -565,8 +563,9 @@ void sum_chunk(const Rows& r, Scratch& s, int64_t chunk, int64_t row, int64_t en
     if (rest) sum_along<E>(first, second, end, 1, r.width, rest, column, next);
 }
 
-// Writes all rows, the last first if `back`, to find what a pass before left in cache: column(Width, c) gives what is to
-// be written at a place, next(Width, place) fetches what it will need, where memory is waited for.
+// Writes all rows, the last first if `back`, to find what a pass before left in cache: column(Width, c) gives what is
+// to be written at a place, next(Width, place) fetches what it will need, where memory is waited for: not where rows
+// that fit the cache were read a pass before.
 template <bool PastCache, class T, class Column, class Next>
 void write_rows(const Problem& p, const Rows& r, bool back, T* out, const Column& column, const Next& next) {
     r.each_chunk(p, back, [&](int64_t, int64_t row, int64_t end, int64_t rest) {
@@ -575,7 +574,7 @@ void write_rows(const Problem& p, const Rows& r, bool back, T* out, const Column
             const int64_t later = begin + (rows.n > 1 ? ceil_div(kAhead, step) * step : kAhead);
             sweep<kFloats>(n, [&](auto w, int64_t c) {
                 const auto value = column(w, c);
-                if constexpr (rows.n == 1) next(w, later + c);
+                if (rows.n == 1 || !back) next(Width<rows.n * w.n>{}, later + c * rows.n);
                 if constexpr (!PastCache) own<rows.n * w.n>(out + later + c * rows.n);
 #pragma GCC unroll 4
                 for (int i = 0; i < rows.n; ++i)
@@ -595,7 +594,9 @@ void normalize_rows(const Problem& p, const Rows& r, bool back, const Scratch& s
         [&](auto w, int64_t c) {
             return [=, slope = p.slope, k = s.at<w.n>(c)](int64_t at) { return normalized<A, w.n>(x + at, k, slope); };
         },
-        [&](auto w, int64_t at) { fetch<w.n>(x + at); });
+        [&](auto w, int64_t at) {  // beside stores past the cache the hardware's own prefetcher is the faster one
+            if constexpr (!PastCache) fetch<w.n>(x + at);
+        });
 }
 
 // Whether all channels' sums are good.
