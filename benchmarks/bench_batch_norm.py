@@ -4,7 +4,8 @@ Every contender is checked against float64 before the clock starts. Then torch a
 round is the training of all 69 layers with the one, in the order of the figure, and their inference, then with the
 other, then copies of every layer's input, for the bandwidth. A layer so finds the caches as its own kind left them;
 right after another contender it would wait for that one's outputs to be written back. The median of the rounds
-counts; the spread beside it is from the 10th to the 90th percentile of the rounds' sums. The record holds every round.
+counts; the spread beside it is from the 10th to the 90th percentile of the rounds' sums. The record holds every round,
+and the ratio of the rounds whose copies were fast and slow: on a shared machine others use the last-level cache too.
 
 torch.compile takes its turn after that, shape by shape, warm: it keeps few compiled programs at a time.
 """
@@ -164,10 +165,13 @@ def summarise(found: dict[str, dict[Shape, Times]], order: list[Shape], layout: 
     training = {s: took("torch", s, *step) / took("ours", s, *step) for s in order}
     inference = {s: took("torch", s, "inference") / took("ours", s, "inference") for s in order}
     milliseconds = {name: total(name, *step) for name in names} | {"copy": total("copy", "forward")}
+    sums = {name: round_sums(found[name], order, *step) for name in ("torch", "ours")}
+    ratios = [torchs / ours for torchs, ours in zip(*sums.values(), strict=True)]
     return {
         "ms": milliseconds,
-        "spread_ms": {name: spread(found[name], order) for name in ("torch", "ours")},
+        "spread_ms": {name: spread(taken) for name, taken in sums.items()},
         "times_torch": milliseconds["torch"] / milliseconds["ours"],
+        "times_torch_in_rounds_with": by_neighbours(ratios, round_sums(found["copy"], order, "forward")),
         "times_compile": milliseconds["compile"] / milliseconds["ours"] if "compile" in found else None,
         "least_times_torch": min(training.values()),
         "least_at": min(training, key=lambda s: training[s]),
@@ -182,15 +186,30 @@ def summarise(found: dict[str, dict[Shape, Times]], order: list[Shape], layout: 
     }
 
 
-def spread(of_shape: dict[Shape, Times], order: list[Shape]) -> tuple[float, float]:
-    """10th and 90th percentile of the rounds' sums over the layers."""
+def round_sums(of_shape: dict[Shape, Times], order: list[Shape], *phases: str) -> list[float]:
+    """Of each round, the sum over the layers."""
     often = Counter(order)
     sums: dict[int, float] = defaultdict(float)
     for shape, times in of_shape.items():
-        for i, taken in enumerate(map(sum, zip(times["forward"], times["backward"], strict=True))):
+        for i, taken in enumerate(map(sum, zip(*(times[p] for p in phases), strict=True))):
             sums[i // often[shape]] += taken
-    tenths = statistics.quantiles(sums.values(), n=10, method="inclusive")
+    return list(sums.values())
+
+
+def spread(values: list[float]) -> tuple[float, float]:
+    """10th and 90th percentile."""
+    tenths = statistics.quantiles(values, n=10, method="inclusive")
     return tenths[0], tenths[-1]
+
+
+def by_neighbours(ratios: list[float], copies: list[float]) -> dict[str, float]:
+    """The median ratio in the quarter of rounds with the fastest copies, and in that with the slowest.
+
+    On a shared machine the last-level cache is shared too: how fast torch copies tells how much of it was left.
+    """
+    ranked = [ratio for _, ratio in sorted(zip(copies, ratios, strict=True))]
+    quarter = max(1, len(ranked) // 4)
+    return {"fast_copies": statistics.median(ranked[:quarter]), "slow_copies": statistics.median(ranked[-quarter:])}
 
 
 def main() -> None:
@@ -218,7 +237,7 @@ def main() -> None:
         (line.split(":")[1].strip() for line in cpu_lines() if line.startswith("model name")), platform.machine()
     )
     summary = summarise(found, order, args.layout, dtype.itemsize)
-    print(json.dumps(summary, indent=1, default=str))
+    print(json.dumps(summary, indent=1))
     record = {
         **{name: str(value) for name, value in vars(args).items() if name != "out"},
         "layers": order,
@@ -228,7 +247,7 @@ def main() -> None:
         "torch": torch.__version__,
         "cpu": cpu,
         "commit": commit,
-        "summary": {k: str(v) if isinstance(v, tuple) else v for k, v in summary.items()},
+        "summary": summary,
         "ms": {
             name: {
                 "x".join(map(str, s)): {phase: [round(t, 4) for t in taken] for phase, taken in times.items()}

@@ -13,22 +13,50 @@ NAMES = {"torch": "torch eager", "compile": "torch.compile", "ours": "batchnorm"
 COLOURS = {"torch": "#9aa5b1", "compile": "#cfd6dd", "ours": "#2266aa"}
 
 
+HEAD = (
+    "run",
+    "torch, ms",
+    "ours, ms",
+    "times torch",
+    "in rounds of fast copies, of slow",
+    "times torch.compile",
+    "least of a shape",
+    "inference, times torch",
+    "least of a shape",
+    "share of copy bandwidth over 32 MB",
+)
+
+
 def main() -> None:
     records = {path.stem: json.loads(path.read_text()) for path in sorted(RECORDS.glob("N*.json"))}
-    print(
-        "| run | torch, ms | ours, ms | times torch | times torch.compile | least of a shape | inference, times torch "
-        "| share of copy bandwidth over 32 MB |"
-    )
-    print("|---|---|---|---|---|---|---|---|")
-    for name, record in records.items():
-        s = record["summary"]
-        compiled = f"{s['times_compile']:.2f}" if s["times_compile"] else ""
-        print(
-            f"| {name} | {spread(s, 'torch')} | {spread(s, 'ours')} | {s['times_torch']:.2f} | {compiled} "
-            f"| {s['least_times_torch']:.2f} at {s['least_at']} | {s['inference_times_torch']:.2f} "
-            f"| {', '.join(f'{share:.0%}' for share in s['copy_bandwidth_share'].values())} |"
-        )
+    print(table(records))
     draw(records)
+
+
+def table(records: dict[str, dict]) -> str:
+    """In Markdown, a row a record."""
+    rows = [HEAD, ["---"] * len(HEAD), *(row(name, record["summary"]) for name, record in records.items())]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
+
+
+def row(name: str, s: dict) -> list[str]:
+    rounds = s["times_torch_in_rounds_with"]
+    return [
+        name,
+        spread(s, "torch"),
+        spread(s, "ours"),
+        f"{s['times_torch']:.2f}",
+        f"{rounds['fast_copies']:.2f}, {rounds['slow_copies']:.2f}",
+        f"{s['times_compile']:.1f}" if s["times_compile"] else "",
+        f"{s['least_times_torch']:.2f} at {shape(s['least_at'])}",
+        f"{s['inference_times_torch']:.2f}",
+        f"{s['inference_least']:.2f} at {shape(s['inference_least_at'])}",
+        ", ".join(f"{share:.0%}" for share in s["copy_bandwidth_share"].values()),
+    ]
+
+
+def shape(sizes: list[int]) -> str:
+    return "x".join(map(str, sizes))
 
 
 def spread(summary: dict, name: str) -> str:
