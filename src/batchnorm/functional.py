@@ -18,7 +18,7 @@ from .errors import BatchNormError
 
 # Values below which torch's operation takes less time than the way to the kernel; in training the kernel is the faster
 # one at any size: benchmarks/bench_threshold.py.
-FEWEST_IN_INFERENCE = 16384
+FEWEST_IN_INFERENCE = 32768
 
 Activation = Literal["relu", "leaky_relu", "sigmoid"]
 _ORDINARY = {Tensor, Parameter, type(None)}
