@@ -156,6 +156,17 @@ def test_keys_order_modes_and_the_given_model_stay():
     assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_narrow_network_keeps_its_statistics_in_float32_from_here_on(dtype):
+    x = torch.randn(64, 4, 8, 8, generator=torch.Generator().manual_seed(0)) + 100
+    fused = bn.fuse(nn.Sequential(nn.BatchNorm2d(4), nn.ReLU()).to(dtype), x.to(dtype)).model.train()
+    for _ in range(200):
+        fused(x.to(dtype))
+    mean = dict(fused.named_buffers())["0.running_mean"]
+    assert mean.dtype == torch.float32
+    assert (mean - 100).abs().max() < 0.1  # in bfloat16 it would stick at 96
+
+
 @pytest.mark.parametrize("half", ["statistics", "affine"])
 def test_what_is_frozen_stays_frozen(half):
     model, x = nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.ReLU()), torch.randn(IMAGE)

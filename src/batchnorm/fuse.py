@@ -167,6 +167,7 @@ def _fused(layer: nn.Module, activation: Activation, slope: float) -> _FusedBatc
     fused.affine, fused.track_running_stats = old.affine, old.track_running_stats
     fused._parameters.update(old._parameters)
     fused._buffers.update(old._buffers)
+    fused._widen_statistics()
     return fused.train(old.training)
 
 

@@ -197,6 +197,7 @@ def _simplify(root: nn.Module) -> None:
             _bake_parametrizations(layer)
         if isinstance(layer, _FusedBatchNorm):
             layer.__class__ = cast(Any, _Unfused)
+            _match_dtypes(layer)
 
 
 def _bake_hooks(layer: nn.Module) -> None:
@@ -214,6 +215,14 @@ def _bake_parametrizations(layer: nn.Module) -> None:
     del layer._modules["parametrizations"]
     for name, value in baked.items():
         layer.register_parameter(name, nn.Parameter(value))
+
+
+def _match_dtypes(layer: _BatchNorm) -> None:
+    # In a half-precision network our statistics stay float32, and torch's function wants gamma and beta to be so too
+    for name, value in layer._parameters.items():
+        if value is not None and layer.running_mean is not None:
+            dtype = torch.promote_types(value.dtype, layer.running_mean.dtype)
+            layer._parameters[name] = nn.Parameter(value.detach().to(dtype), value.requires_grad)
 
 
 class _Unfused(_BatchNorm):
