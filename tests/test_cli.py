@@ -5,7 +5,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
+import batchnorm as bn
 from batchnorm import cli
 from batchnorm.paper.mnist import MnistConfig
 
@@ -86,6 +88,11 @@ def test_a_damaged_run_is_one_line(monkeypatch, tmp_path, config, message):
     (tmp_path / "config.json").write_text(config)
     with pytest.raises(SystemExit, match=message):
         run(monkeypatch, "mnist", "--resume", tmp_path)
+
+
+def test_the_version_is_the_packages_and_torchs(monkeypatch, capsys):
+    run(monkeypatch, "--version")
+    assert capsys.readouterr().out == f"batchnorm {bn.__version__}, torch {torch.__version__}\n"
 
 
 def test_without_its_extras_the_command_says_what_to_install():

@@ -1,5 +1,6 @@
 """`batchnorm fold`, `insert` and `recalibrate` as a person types them."""
 
+import importlib.util
 import os
 import re
 import sys
@@ -227,7 +228,10 @@ def test_many_faults_are_the_first_five(run, tiny):
     ("arguments", "message"),
     [
         (["tiny"], "wanted MODULE:FACTORY, such as torchvision.models:resnet18; got 'tiny'"),
-        (["nowhere:net"], "cannot make nowhere:net: ModuleNotFoundError: No module named 'nowhere'"),
+        (
+            ["nowhere:net"],
+            "cannot make nowhere:net: ModuleNotFoundError: No module named 'nowhere'. Install that package",
+        ),
         (["tiny:nothing"], "cannot make tiny:nothing: AttributeError"),
         (
             ["tiny:wants"],
@@ -238,7 +242,11 @@ def test_many_faults_are_the_first_five(run, tiny):
         (["tiny:number"], "tiny:number gives a int; wanted a torch.nn.Module"),
         (["tiny:with_norm", "--input", "3"], "--input wants a shape with its batch axis, such as 1x3x224x224; got '3'"),
         (["tiny:with_norm", "--input", "1x-3x8"], "--input wants a shape.*got '1x-3x8'"),
-        (["tiny:with_norm", "--out", "out.pt"], r"out\.pt ends in '\.pt'; wanted \.pt2, \.onnx, \.safetensors"),
+        (
+            ["tiny:with_norm", "--out", "out.pt"],
+            r"out\.pt ends in '\.pt'; wanted a new file that ends in \.pt2 or \.onnx",
+        ),
+        (["tiny:with_norm", "--out", "."], r"\. is a folder; wanted a new file"),
         (["tiny:with_norm", "--out", "old.onnx"], r"old\.onnx is there already; give another name, or remove it"),
         (["tiny:with_norm", "--out", "no/out.pt2"], "there is no folder no"),
         (
@@ -254,13 +262,14 @@ def test_mistakes_are_one_line(run, arguments, message):
     assert "\n" not in str(exited.value.code)
 
 
-def test_onnx_without_its_extra_says_what_to_install(run, monkeypatch):
-    def export(*_args, **_options):
-        raise ModuleNotFoundError("No module named 'onnxscript'", name="onnxscript")
-
-    monkeypatch.setattr(torch.onnx, "export", export)
-    with pytest.raises(SystemExit, match=r"\.onnx files need onnxscript: pip install 'batchnorm\[files\]'"):
-        run("fold", "tiny:with_norm", "--input", "2x3x8x8", "--out", "out.onnx")
+@pytest.mark.parametrize(
+    ("suffix", "package"), [("onnx", "onnxscript"), ("onnx", "onnx"), ("safetensors", "safetensors")]
+)
+def test_without_the_extra_a_format_is_refused_before_the_work(run, monkeypatch, suffix, package):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else find(name))
+    with pytest.raises(SystemExit, match=rf"\.{suffix} files need {package}: pip install 'batchnorm\[files\]'"):
+        run("fold", "tiny:not_there_either", "--input", "2x3x8x8", "--out", f"out.{suffix}")
 
 
 def test_a_network_that_cannot_be_written_is_one_line(run, monkeypatch):
@@ -314,7 +323,10 @@ def test_recalibrate(run, tiny, estimator):
     ("arguments", "message"),
     [
         (["--data", "tiny:number"], "tiny:number gives a int; wanted an iterable of batches"),
-        (["--data", "tiny:batches", "--out", "out.onnx"], r"out\.onnx ends in '\.onnx'; wanted \.safetensors"),
+        (
+            ["--data", "tiny:batches", "--out", "out.onnx"],
+            r"out\.onnx ends in '\.onnx'; wanted a new file that ends in \.safetensors",
+        ),
     ],
 )
 def test_mistakes_of_recalibrate(run, arguments, message):

@@ -228,7 +228,7 @@ def test_ctrl_c_ends_with_a_checkpoint_and_says_how_to_go_on(tree, tmp_path):
     process.join(60)
     output = (tmp_path / "output").read_text()
     assert f"Go on with: batchnorm inception --resume {folder}" in output, output
-    assert process.exitcode == 0
+    assert process.exitcode == 130
     assert Run(folder).checkpoint(CHECKPOINT).load()["step"] > 0
 
 

@@ -29,7 +29,7 @@ from batchnorm.paper.mnist import (
     run_mnist,
     training,
 )
-from batchnorm.paper.run import Run
+from batchnorm.paper.run import Run, new_folder
 from batchnorm.paper.train import train
 
 
@@ -262,7 +262,7 @@ def test_ctrl_c_leaves_a_plotted_partial_run_and_says_how_to_go_on(tmp_path):
     process = start_and_wait_for_rows(tmp_path / "run", 4, "--steps", 100_000, "--eval-every", 50)
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=60)
-    assert process.returncode == 0
+    assert process.returncode == 130
     assert f"Go on with: batchnorm mnist --resume {tmp_path / 'run'}" in output
     assert "Traceback" not in output
     for name in ("figure1.png", "figure1.svg", "report.html", "config.json"):
@@ -273,9 +273,15 @@ def test_ctrl_c_leaves_a_plotted_partial_run_and_says_how_to_go_on(tmp_path):
 
 def test_a_run_never_overwrites_another(finished):
     before = finished[0].metrics.read_bytes()
-    with pytest.raises(bn.BatchNormError, match=r"exists; a run never overwrites.*--resume"):
+    with pytest.raises(bn.BatchNormError, match=r"exists, and nothing is overwritten.*--resume"):
         Run.create(finished[0].folder, "mnist", {})
     assert finished[0].metrics.read_bytes() == before
+
+
+def test_only_a_run_is_resumed(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(bn.BatchNormError, match=r"exists, and nothing is overwritten\. Name a new folder$"):
+        new_folder(tmp_path, "report")
 
 
 def test_default_folders_are_numbered(tmp_path, monkeypatch):

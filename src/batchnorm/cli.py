@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import torch
 
+from . import __version__
 from .command import run_fold, run_insert, run_recalibrate
 from .errors import BatchNormError
 from .insert import Removable
@@ -102,9 +103,12 @@ def inception(
     with joined() as processes:
         jobs = processes.share(lambda: choose_jobs(variant, config, out, resume))
         torch.set_num_threads(jobs[0].config.threads or cores_each())
-        if not show_jobs(jobs, processes) and processes.rank == 0:
+        finished = show_jobs(jobs, processes)
+        if not finished and processes.rank == 0:
             folder = jobs[0].folder if len(jobs) == 1 else jobs[0].folder.parent
             print(f"Stopped early. Go on with: batchnorm inception --resume {folder}")
+    if not finished:
+        sys.exit(130)  # as after any Ctrl-C: what comes after && wants whole runs
 
 
 Runs = Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN…")]
@@ -210,6 +214,8 @@ def recalibrate(
 
 def main() -> None:
     """Run the command. An error that the user can mend is one line on stderr."""
+    if sys.argv[1:] == ["--version"]:
+        return print(f"batchnorm {__version__}, torch {torch.__version__}")
     if not kernels_available():  # pip shows what the build said only with -v
         print(
             "batchnorm: installed without its compiled CPU kernels: torch's own operations do their work, slower. "
@@ -228,7 +234,7 @@ def main() -> None:
                 "recalibrate": recalibrate,
             },
             prog="batchnorm",
-            description="Batch Normalization, the whole of it, for PyTorch.",
+            description="Batch Normalization, the whole of it, for PyTorch. --version tells what is installed.",
         )
     except BatchNormError as error:
         sys.exit(f"batchnorm: {error}")

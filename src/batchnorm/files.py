@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import pickle
 import sys
 from operator import attrgetter
@@ -13,6 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from .errors import BatchNormError, first_line
+
+# Of the extra `files`, by ending.
+_PACKAGES = {".onnx": ("onnx", "onnxscript"), ".safetensors": ("safetensors",)}
 
 
 def make(target: str) -> Any:
@@ -31,8 +34,11 @@ def make(target: str) -> Any:
     try:
         return attrgetter(factory)(importlib.import_module(module))()
     except Exception as error:
-        called = isinstance(error, TypeError)
-        advice = ". It is called without arguments; name a function that wants none" if called else ""
+        advice = ""
+        if isinstance(error, TypeError):
+            advice = ". It is called without arguments; name a function that wants none"
+        elif isinstance(error, ModuleNotFoundError):
+            advice = ". Install that package, or start batchnorm in the folder where the module is"
         raise BatchNormError(f"cannot make {target}: {type(error).__name__}: {first_line(error)}{advice}") from error
 
 
@@ -103,13 +109,20 @@ def _read(file: Path) -> Any:
 
 
 def check_out(file: Path, kinds: tuple[str, ...]) -> None:
-    """Raise BatchNormError unless `file` is new, has one of these endings and a folder that is there."""
+    """Raise BatchNormError unless `file` is new, has one of these endings and a folder, and its format's packages are.
+
+    What takes time comes after this.
+    """
     if file.suffix not in kinds:
-        raise BatchNormError(f"{file} ends in {file.suffix!r}; wanted {', '.join(kinds)}")
+        what = "is a folder" if file.is_dir() else f"ends in {file.suffix!r}"
+        raise BatchNormError(f"{file} {what}; wanted a new file that ends in {' or '.join(kinds)}")
     if not file.parent.is_dir():
         raise BatchNormError(f"there is no folder {file.parent}")
     if file.exists():
         raise BatchNormError(f"{file} is there already; give another name, or remove it")
+    for package in _PACKAGES.get(file.suffix, ()):
+        if importlib.util.find_spec(package) is None:
+            raise BatchNormError(f"{file.suffix} files need {package}: pip install 'batchnorm[files]'")
 
 
 def save_state(model: nn.Module, file: Path) -> None:
@@ -132,8 +145,6 @@ def save_network(model: nn.Module, example: Tensor, file: Path) -> None:
         else:
             options = {"dynamo": True, "dynamic_shapes": any_size, "external_data": False, "verbose": False}
             torch.onnx.export(model, batch, file, **options)
-    except ModuleNotFoundError as error:
-        raise BatchNormError(f"{file.suffix} files need {error.name}: pip install 'batchnorm[files]'") from error
     except Exception as error:
         raise BatchNormError(f"{file} cannot be written: {type(error).__name__}: {first_line(error)}") from error
 

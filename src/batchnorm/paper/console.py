@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from threading import Event
+from typing import NoReturn
 
 from rich import box
 from rich.console import Console
@@ -36,13 +38,12 @@ def show_mnist(config: MnistConfig, data: Mnist, run: Run) -> None:
 
         rows = run_mnist(config, data, run, report, Event())
     if not rows:
-        _print_resume(run)
-        return
+        _stop_early(run)
     pictures = [*figure1(rows, run.folder), write_report(rows, config_to_json(config), run.folder)]
     print_table("Training steps to a test accuracy", steps_table(rows))
     _print_paths([run.metrics, *pictures])
     if any(_reached(run, arm) < config.steps for arm in STYLES):
-        _print_resume(run)
+        _stop_early(run)
 
 
 def show_sweep(config: MnistConfig, data: Mnist, run: Run) -> None:
@@ -62,7 +63,7 @@ def show_sweep(config: MnistConfig, data: Mnist, run: Run) -> None:
         print_table(f"Best settings after {config.steps:,} steps", best_table(rows))
         _print_paths([run.metrics, *pictures])
     if len(rows) < total:
-        _print_resume(run)
+        _stop_early(run)
 
 
 def show_report(folders: Sequence[Path], out: Path | None) -> None:
@@ -106,5 +107,6 @@ def _print_paths(paths: Sequence[Path]) -> None:
         print(path)
 
 
-def _print_resume(run: Run) -> None:
+def _stop_early(run: Run) -> NoReturn:
     print(f"Stopped early. Go on with: batchnorm mnist --resume {run.folder}")
+    sys.exit(130)  # as a shell expects of Ctrl-C: what comes after && wants a whole run

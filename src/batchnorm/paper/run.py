@@ -209,7 +209,9 @@ def new_folder(folder: Path | None, experiment: str) -> Path:
         if folder is None:
             return _first_free(Path("runs"), experiment)
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise BatchNormError(f"{folder} exists; a run never overwrites. Name a new folder, or --resume {folder}")
+            runs = [*folder.glob("config.json"), *folder.glob("*/config.json")]
+            resumes = f", or --resume {folder}" if runs else ""
+            raise BatchNormError(f"{folder} exists, and nothing is overwritten. Name a new folder{resumes}")
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise BatchNormError(f"cannot make the run folder {folder or 'in runs'}: {error}") from error

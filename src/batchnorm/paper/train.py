@@ -87,6 +87,8 @@ def train(
             saved_step, saved_at = step, time.monotonic()
     if step > saved_step:
         _save(training, checkpoint, step, diverged)
+    if stopped:
+        stop.set()  # where another process was told to: none goes on to another training
 
 
 def _save(training: Training, checkpoint: Checkpoint | None, step: int, diverged: bool) -> None:
