@@ -581,6 +581,9 @@ void write_rows(const Problem& p, const Rows& r, bool back, T* out, const Column
                     store<PastCache, w.n>(out + begin + i * r.width + c, value(begin + i * r.width + c));
             });
         };
+        // From memory and back to it each row is a stream of its own, but for narrow rows, which lie close together.
+        if (r.together && PastCache && r.width > 128)
+            for (; row + 2 <= end; row += 2) map(Width<2>{}, r.width);
         if (r.together)
             for (; row + kWritten <= end; row += kWritten) map(Width<kWritten>{}, r.width);
         for (; row <= end; ++row) map(Width<1>{}, row < end ? r.width : rest);
