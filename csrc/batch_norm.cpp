@@ -393,10 +393,14 @@ bool inference_maps(const Inference& f) {
     for (int64_t c = 0; c < f.c; ++c) k[c] = affine(f, c, f.mean[c], 1.0 / std::sqrt(f.var[c] + f.eps));
     const int64_t maps = f.n * f.c;
     parallel(threads(f), [&](int thread, int count) {
-        for (int64_t map = maps * thread / count; map < maps * (thread + 1) / count; ++map)
-            map_run<PastCache>(z + map * f.s, f.s, [&](auto w, int64_t i) {  // in order: fetching ahead would cost time
-                return normalized<A, w.n>(x + map * f.s + i, spread<w.n>(k[map % f.c]), f.slope);
+        for (int64_t map = maps * thread / count, end = maps * (thread + 1) / count; map < end; ++map) {
+            const T* values = x + map * f.s;
+            const auto of_map = spread<kFloats>(k[map % f.c]);
+            // In order: fetching ahead would cost time. By value: what a store may change is read again after it.
+            map_run<PastCache>(z + map * f.s, f.s, [=, slope = f.slope](auto w, int64_t i) {
+                return normalized<A, w.n>(values + i, of_map, slope);
             });
+        }
         end_of_stream();
     });
     std::free(k);
@@ -563,8 +567,8 @@ void sum_chunk(const Rows& r, Scratch& s, int64_t chunk, int64_t row, int64_t en
     if (rest) sum_along<E>(first, second, end, 1, r.width, rest, column, next);
 }
 
-// Writes all rows, the last first if `back`, to find what a pass before left in cache: column(Width, c) gives what is
-// to be written at a place, next(Width, place) fetches what it will need, where memory is waited for: not where rows
+// Writes all rows, the last chunk first if `back`, to find what a pass before left in cache: column(Width, c) gives what
+// is to be written at a place, next(Width, place) fetches what it will need, where memory is waited for: not where rows
 // that fit the cache were read a pass before.
 template <bool PastCache, class T, class Column, class Next>
 void write_rows(const Problem& p, const Rows& r, bool back, T* out, const Column& column, const Next& next) {

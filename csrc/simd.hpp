@@ -216,7 +216,7 @@ inline Vec<float, N> positive_part(Vec<float, N> y) {
 
 template <int N>
 inline Vec<float, N> splat(float value) {
-    return Vec<float, N>{} + value;
+    return value - Vec<float, N>{};  // an addition would turn -0 into 0, and so be computed
 }
 
 // step(Width<N>, i) over [0, n) in whole vectors, then Width<1> for the rest.

@@ -271,6 +271,19 @@ def test_any_strides_give_the_right_result(view, channels_last):
     check(x, weight, bias, dz, "relu")
 
 
+def test_a_sign_beside_the_memory_counts():
+    x, weight, bias, dz = make((6, 5, 4, 4))
+    negated = (torch._neg_view(t.neg()) for t in (x, dz))
+    for got, want in zip(run_as_given(*negated, weight, bias), run_as_given(x, dz, weight, bias), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+
+
+def run_as_given(x, dz, weight, bias):
+    x.requires_grad_()
+    z, *_ = functional.normalize_by_batch(x, weight, bias, 1e-5, "relu")
+    return z, *torch.autograd.grad(z, x, dz)
+
+
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_the_output_and_the_gradient_keep_the_memory_format(channels_last):
     x, weight, bias, dz = make((3, 5, 4, 6), channels_last=channels_last)
@@ -340,6 +353,23 @@ def test_inference_values(shape, activation, dtype, channels_last):
     once_more = 8 * TOLERANCE[dtype] / 4 if activation == "sigmoid" else 0
     np.testing.assert_allclose(to_numpy(z), want, rtol=2 * TOLERANCE[dtype], atol=4e-6 + once_more)
     assert z.stride() == x.stride()
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(9, 37, 17, 13), (4, 300, 9, 9), (3000, 3, 3, 3)], ids=str)
+def test_threads_share_an_inference_and_leave_nothing_out(shape, dtype, channels_last, threads):
+    x, weight, bias, _ = make(shape, dtype, channels_last)
+    mean, var = torch.linspace(2, 4, shape[1]), torch.linspace(0.5, 5, shape[1])
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        z = functional.normalize(x, mean, var, weight, bias, 1e-5, "relu")
+    finally:
+        torch.set_num_threads(before)
+    want = torch.relu(F.batch_norm(x.double(), *(t.double() for t in (mean, var, weight, bias))))
+    torch.testing.assert_close(z.double(), want, rtol=2 * TOLERANCE[dtype], atol=4e-6)
 
 
 # ---- The operator in torch's machinery ----
@@ -589,19 +619,23 @@ def test_threads_of_python_may_call_at_once():
 # ---- Narrower instruction sets ----
 
 NARROW = """
-import sys, torch
+import itertools, sys, torch
 from batchnorm import functional, kernels
 torch.set_num_threads(1)
 torch.manual_seed(0)
 found = [kernels._kernels.target()]
-for shape in ((5, 19, 7, 7), (3, 130, 5, 3), (2, 3, 1, 300)):
-    for dtype in (torch.float32, torch.bfloat16):
-        for layout in (torch.contiguous_format, torch.channels_last):
-            x, dz = (torch.randn(shape).to(dtype).contiguous(memory_format=layout) for _ in range(2))
-            weight, bias = (torch.rand(shape[1]).requires_grad_() for _ in range(2))
-            x.requires_grad_()
-            z, mean, var = functional.normalize_by_batch(x, weight, bias, 1e-5, "leaky_relu", 0.1)
-            found += [z.detach(), mean, var, *torch.autograd.grad(z, (x, weight, bias), dz)]
+functional.FEWEST_IN_INFERENCE = 1
+SHAPES = (5, 19, 7, 7), (3, 130, 5, 3), (2, 3, 1, 300), (2, 33, 16, 16)
+DTYPES = torch.float32, torch.bfloat16
+LAYOUTS = torch.contiguous_format, torch.channels_last
+for shape, dtype, layout, activation in itertools.product(SHAPES, DTYPES, LAYOUTS, (None, "relu", "leaky_relu")):
+    x, dz = (torch.randn(shape).to(dtype).contiguous(memory_format=layout) for _ in range(2))
+    weight, bias = (torch.rand(shape[1]).requires_grad_() for _ in range(2))
+    x.requires_grad_()
+    z, mean, var = functional.normalize_by_batch(x, weight, bias, 1e-5, activation, 0.1)
+    found += [z.detach(), mean, var, *torch.autograd.grad(z, (x, weight, bias), dz)]
+    with torch.no_grad():
+        found.append(functional.normalize(x, mean, var, weight, bias, 1e-5, activation, 0.1))
 torch.save(found, sys.argv[1])
 """
 
@@ -638,27 +672,33 @@ def test_without_the_extension_torch_computes_the_same(monkeypatch):
 
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize(
-    ("channels", "odd"), [(48, 0), (24, 0), (24, 3)], ids=["whole lines", "broken rows", "broken rows and maps"]
+    ("channels", "odd", "dtype"),
+    [(48, 0, torch.float32), (24, 0, torch.float32), (24, 3, torch.float32), (192, 0, torch.bfloat16)],
+    ids=["whole lines", "broken rows", "broken rows and maps", "wide rows, two at a time"],
 )
-def test_what_outgrows_the_last_cache_is_written_past_it_and_right(channels, odd, channels_last):
+def test_what_outgrows_the_last_cache_is_written_past_it_and_right(channels, odd, dtype, channels_last):
     images = 2
-    values = kernels._kernels.last_level_cache() // 4 + (1 << 18)
+    values = kernels._kernels.last_level_cache() // dtype.itemsize + (1 << 18)
     if values > 1 << 25:
-        pytest.skip("a last-level cache of more than 128 MB: this would take minutes")
+        pytest.skip("a last-level cache of more than 64 MB: this would take minutes")
     places = values // (images * channels) // 16 * 16 + odd
-    x, weight, bias, dz = make((images, channels, places), channels_last=channels_last)
+    x, weight, bias, dz = make((images, channels, places), dtype, channels_last)
     check_in_float64(x, weight, bias, dz)
 
 
 def check_in_float64(x, weight, bias, dz):
-    """As `check`, for tensors that are too large for numpy's oracle."""
+    """As `check`, for tensors that are too large for numpy's oracle; and inference by the statistics found."""
     z, mean, var, dx, dweight, dbias = run(x, weight, bias, dz, "relu")
+    inferred = functional.normalize(x, mean, var, weight, bias, 1e-5, "relu")
     wide = [t.double().requires_grad_() for t in (x, weight, bias)]
     y = F.batch_norm(wide[0], None, None, wide[1], wide[2], training=True, eps=1e-5)
     gradients = torch.autograd.grad(torch.relu(y), wide, dz.double())
-    torch.testing.assert_close(z.double(), torch.relu(y), rtol=0, atol=1e-5)
+    near = {"rtol": 0 if x.dtype == torch.float32 else TOLERANCE[x.dtype], "atol": 1e-5}
+    torch.testing.assert_close(z.double(), torch.relu(y), **near)
+    by_statistics = F.batch_norm(wide[0], mean.double(), var.double(), *wide[1:])
+    torch.testing.assert_close(inferred.double(), torch.relu(by_statistics), **near)
     kink = y.abs() < 1e-5
-    torch.testing.assert_close(dx.double().masked_fill(kink, 0), gradients[0].masked_fill(kink, 0), rtol=0, atol=1e-5)
+    torch.testing.assert_close(dx.double().masked_fill(kink, 0), gradients[0].masked_fill(kink, 0), **near)
     torch.testing.assert_close(mean.double(), wide[0].mean((0, 2)), rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(var.double(), wide[0].var((0, 2)), rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(dweight.double(), gradients[1], rtol=1e-4, atol=1e-2)

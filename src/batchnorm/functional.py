@@ -16,8 +16,8 @@ from torch.nn import Parameter
 from . import kernels
 from .errors import BatchNormError
 
-# Values below which torch's operation takes less time than the way to the kernel; in training the kernel is the faster
-# one at any size: benchmarks/bench_threshold.py.
+# Values below which torch's operation takes less time than the way to the kernel. In training the kernel is faster than
+# torch's operations under the same layer at any size: benchmarks/bench_threshold.py.
 FEWEST_IN_INFERENCE = 32768
 
 Activation = Literal["relu", "leaky_relu", "sigmoid"]
@@ -257,6 +257,7 @@ def _kernel_takes(x: Tensor, fewest: int, *channelwise: Tensor | None) -> bool:
         and x.numel() >= fewest
         and _kernel_fits(x, *channelwise)
         and kernels.is_channels_last(x) is not None
+        and not x.is_neg()  # its sign lies beside its memory, as in the imaginary part of a conjugate
     )
 
 

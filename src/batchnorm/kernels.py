@@ -93,7 +93,7 @@ def backward(
     last, channels = is_channels_last(x), x.size(1)
     if last is None:  # a hook of saved tensors gave other strides back than it got
         return backward(dz, x.contiguous(), weight, bias, saved, activation, slope, want_dx)
-    if dz.stride() != x.stride() and is_channels_last(dz) != last:
+    if (dz.stride() != x.stride() and is_channels_last(dz) != last) or dz.is_neg():
         dz = torch.empty_like(x).copy_(dz)
     dx = torch.empty_like(x) if want_dx else None
     dweight, dbias = (torch.empty(channels, dtype=torch.float32, device=CPU) for _ in range(2))
