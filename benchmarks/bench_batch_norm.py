@@ -166,7 +166,7 @@ def summarise(found: dict[str, dict[Shape, Times]], order: list[Shape], layout: 
     inference = {s: took("torch", s, "inference") / took("ours", s, "inference") for s in order}
     milliseconds = {name: total(name, *step) for name in names} | {"copy": total("copy", "forward")}
     sums = {name: round_sums(found[name], order, *step) for name in ("torch", "ours")}
-    ratios = [torchs / ours for torchs, ours in zip(*sums.values(), strict=True)]
+    ratios = [theirs / own for theirs, own in zip(*sums.values(), strict=True)]
     return {
         "ms": milliseconds,
         "spread_ms": {name: spread(taken) for name, taken in sums.items()},

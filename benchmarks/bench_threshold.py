@@ -1,8 +1,8 @@
 """Below how many values torch's operations are faster than the way to the kernel: python benchmarks/bench_threshold.py.
 
 A layer of ours, forward and backward in training and forward in inference, forced to the one and to the other, which
-alternate; the median of the ratio torch / kernel of many rounds. `FEWEST_IN_INFERENCE` in functional.py is the size
-from which the kernel is the faster one without an activation; with one it is so earlier.
+alternate; the median of the ratio torch / kernel of many rounds. `FEWEST_IN_INFERENCE` in functional.py is about the
+size from which the kernel is no slower without an activation; with one it is the faster one there.
 """
 
 from __future__ import annotations

@@ -189,6 +189,11 @@ def test_running_statistics_of_another_size_get_torchs_error(x, statistics, mess
     assert torch.equal(statistics, before)
 
 
+def test_only_layers_average_cumulatively():
+    with pytest.raises(bn.BatchNormError, match="wants a number for momentum; got None"):
+        batch_norm(torch.randn(4, 3), torch.zeros(3), torch.ones(3), training=True, momentum=None)
+
+
 def test_running_statistics_are_no_parameters():
     with pytest.raises(bn.BatchNormError, match="running statistics are no parameters"):
         batch_norm(torch.randn(4, 3), torch.zeros(3, requires_grad=True), torch.ones(3), training=True)

@@ -9,9 +9,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.fixture(scope="module")
-def summary():
-    spec = importlib.util.spec_from_file_location("summarize_mnist", ROOT / "tools" / "summarize_mnist.py")
+def script(path):
+    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -19,10 +18,21 @@ def summary():
     return module
 
 
+@pytest.fixture(scope="module")
+def summary():
+    return script("tools/summarize_mnist.py")
+
+
 @pytest.mark.parametrize("table", ["accuracy", "plain", "bn"])
 def test_mnist_tables(summary, table):
     text = (ROOT / "records/mnist/README.md").read_text()
     assert "\n".join(summary.tables()[table]) in text
+
+
+def test_the_kernels_table():
+    records = {path.stem: json.loads(path.read_text()) for path in sorted((ROOT / "records/kernels").glob("N*.json"))}
+    assert len(records) == 5
+    assert script("benchmarks/plot_batch_norm.py").table(records) in (ROOT / "records/kernels/README.md").read_text()
 
 
 def test_the_zoos_claims_are_its_records():

@@ -60,8 +60,8 @@ def batch_norm(
         z, of the shape, dtype and memory format of `x`.
 
     Raises:
-        BatchNormError: an unknown activation, running statistics missing, or, in training, one value per channel or
-            an eps that is not positive.
+        BatchNormError: an unknown activation, momentum None, running statistics missing, or, in training, one value
+            per channel or an eps that is not positive.
         ValueError, RuntimeError: torch's own, for a shape that does not fit.
     """
     check_activation(activation)
@@ -70,6 +70,8 @@ def batch_norm(
         if running_mean is None or running_var is None:
             check_running(x, running_mean, running_var)  # which wants both, or neither
             return normalize_by_batch(x, weight, bias, *fused)[0]
+        if momentum is None:
+            raise BatchNormError("batch_norm wants a number for momentum; got None, which only layers can average by")
         return normalize_and_track(x, running_mean, running_var, momentum, weight, bias, *fused)[0]
     check_running(x, running_mean, running_var)
     if running_mean is None or running_var is None:
