@@ -1,6 +1,9 @@
-// Every loop of csrc/batch_norm.cpp over blocks of exactly the size it may touch, for a build with sanitizers.
+// Every loop of csrc/batch_norm.cpp over blocks of exactly the size it may touch, for a build with sanitizers, and what
+// it writes against the paper's formulas.
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <cstring>
 #include <memory>
 #include <vector>
 
@@ -28,6 +31,64 @@ std::unique_ptr<T[]> block(int64_t n, T fill) {
     return p;
 }
 
+double wide(float v) { return v; }
+double wide(uint16_t bits) {  // of bfloat16
+    const uint32_t upper = static_cast<uint32_t>(bits) << 16;
+    float v;
+    std::memcpy(&v, &upper, sizeof v);
+    return v;
+}
+
+double slope_at(const Problem& p, double y) {
+    return y > 0 || p.activation == Activation::none ? 1 : p.activation == Activation::relu ? 0 : p.slope;
+}
+
+template <class T>
+bool near(T found, double want, double scale) {
+    return std::abs(wide(found) - want) <= (sizeof(T) == 2 ? 0x1p-7 : 0x1p-16) * (std::abs(want) + scale);
+}
+
+// One channel's values against the paper's formulas, in double and one by one. `out` is what the forward or, with the
+// channel's own mean and rstd, the inference wrote; dz and dx may be left out.
+template <class T>
+bool channel_is_right(const Problem& p, int64_t c, double mean, double rstd, const T* x, const T* out, const T* dz,
+                      const T* dx) {
+    const double count = static_cast<double>(p.n * p.s), a = p.gamma[c] * rstd;
+    const auto each = [&](const auto& body) {
+        for (int64_t i = 0; i < p.n * p.s; ++i)
+            body(p.channels_last ? i * p.c + c : (i / p.s * p.c + c) * p.s + i % p.s);
+    };
+    const auto y = [&](int64_t at) { return (wide(x[at]) - mean) * a + p.beta[c]; };
+    bool right = true;
+    each([&](int64_t at) { right &= near(out[at], y(at) * slope_at(p, y(at)), std::abs(p.beta[c])); });
+    if (!dx) return right;
+    double dbeta = 0, dgamma = 0, largest = 0;
+    each([&](int64_t at) {
+        const double dy = wide(dz[at]) * slope_at(p, y(at));
+        dbeta += dy, dgamma += dy * (wide(x[at]) - mean) * rstd, largest = std::max(largest, std::abs(a * dy));
+    });
+    each([&](int64_t at) {
+        const double x_hat = (wide(x[at]) - mean) * rstd, dy = wide(dz[at]) * slope_at(p, y(at));
+        right &= near(dx[at], a * (dy - dbeta / count - x_hat * dgamma / count), 4 * largest);
+    });
+    return right;
+}
+
+// The statistics of a channel, by two plain sums.
+template <class T>
+void statistics(const Problem& p, int64_t c, const T* x, double& mean, double& rstd) {
+    const auto at = [&](int64_t i) {
+        return wide(x[p.channels_last ? i * p.c + c : (i / p.s * p.c + c) * p.s + i % p.s]);
+    };
+    const int64_t count = p.n * p.s;
+    double m2 = 0;
+    mean = 0;
+    for (int64_t i = 0; i < count; ++i) mean += at(i);
+    mean /= static_cast<double>(count);
+    for (int64_t i = 0; i < count; ++i) m2 += (at(i) - mean) * (at(i) - mean);
+    rstd = 1 / std::sqrt(m2 / static_cast<double>(count) + 1e-5);
+}
+
 template <class T>
 bool run(const Problem& shape, T one, float scale) {
     const int64_t values = shape.n * shape.c * shape.s, c = shape.c;
@@ -45,8 +106,16 @@ bool run(const Problem& shape, T one, float scale) {
     good &= kernels_checked.backward(Backward{p, x.get(), dz.get(), saved_mean.get(), saved_rstd.get(), dx.get(),
                                               dgamma.get(), dbeta.get()});
     for (int64_t i = 0; i < c; ++i) good &= dbeta[i] >= 0 && dbeta[i] <= scale * static_cast<float>(shape.n * shape.s);
+    for (int64_t i = 0; i < c && values; ++i) {
+        double own_mean, rstd;
+        statistics(p, i, x.get(), own_mean, rstd);
+        good &= channel_is_right(p, i, own_mean, rstd, x.get(), z.get(), dz.get(), dx.get());
+    }
     auto one_var = block<float>(c, 1);
     good &= kernels_checked.inference(Inference{p, x.get(), mean.get(), one_var.get(), 1e-5, z.get()});
+    const T* none = nullptr;
+    for (int64_t i = 0; i < c && values; ++i)
+        good &= channel_is_right(p, i, mean[i], 1 / std::sqrt(1 + 1e-5), x.get(), z.get(), none, none);
     ++runs;
     return good;
 }
@@ -55,7 +124,7 @@ bool run(const Problem& shape, T one, float scale) {
 
 int main() {
     const std::vector<int64_t> sizes{1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 129};
-    const std::vector<int64_t> channels{1, 2, 3, 16, 17, 64, 65, 127, 129, 257, 1025};
+    const std::vector<int64_t> channels{1, 2, 3, 16, 17, 64, 65, 127, 129, 192, 257, 1025};
     for (int64_t s : sizes)
         for (int64_t c : channels)
             for (int variant = 0; variant < 48; ++variant) {
