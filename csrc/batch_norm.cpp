@@ -18,7 +18,8 @@ constexpr int64_t kRun = 256;              // values that share registers of sum
 constexpr int64_t kChunkValues = 1 << 15;  // of a chunk of rows
 constexpr int64_t kMaxChunks = 64;
 constexpr int kRows = 8;                   // summed in float before their sum is added in double
-constexpr int kWritten = 4;                // rows that are written together
+constexpr int kWritten = 4;                // rows that are written together,
+constexpr int kStreamed = 2;               // and of wide ones, from memory and past the cache
 constexpr int64_t kNarrow = 256;           // columns of a row below which several places share one
 constexpr int64_t kStrip = 512;            // columns whose sums are kept in the first-level cache
 constexpr int64_t kFarAhead = 4096;        // values from what is read to what is fetched: where nothing is written,
@@ -225,7 +226,7 @@ inline void sum_run(int64_t n, Partial<E, N>& sums, const TermAt& term, const Ne
     next(i);
     if (n >= N) {  // the last N values again, of which those already summed count as zero
         Term<E, N> t = term(Width<N>{}, n - N);
-        t.u = last_lanes<E, N>(t.u, n - i);
+        t.u = without_first<E, N>(t.u, N - (n - i));
         return sums.add(1, t);
     }
     Term<E, N> t{};
@@ -413,6 +414,11 @@ bool inference_maps(const Inference& f) {
 
 bool in_rows(const Problem& p) { return p.channels_last || p.s < kFloats; }
 
+int64_t row_width(const Problem& p) { return p.channels_last ? p.c : p.c * p.s; }
+
+// More are wide enough, and folding them would take much room for sums.
+bool folds(const Problem& p) { return row_width(p) <= 128; }
+
 // How rows are walked in training, by measurement. What comes from memory waits for it: one row after the other is what
 // the hardware's prefetcher follows. Where x, z, dz and dx fit the last-level cache, and where half the bytes wait for
 // the arithmetic as well, rows are walked together: what belongs to a column is loaded once for them, and its sums stay
@@ -428,9 +434,9 @@ struct Rows {
     int64_t chunk, chunks;       // rows of a chunk: the same for any number of threads, and so are the sums
 
     Rows(const Problem& p, bool together)
-        : together(together), run(p.channels_last ? 1 : p.s), period(p.c * run), width(period) {
+        : together(together), run(p.channels_last ? 1 : p.s), period(row_width(p)), width(period) {
         const int64_t narrow = together ? kNarrow / 4 : kNarrow;
-        if (period <= 128)  // more are wide enough, and folding them would take much room for sums
+        if (folds(p))
             while (width < narrow || width % kFloats) width += period;
         count = values(p) / width;
         rest = values(p) % width;
@@ -511,7 +517,7 @@ template <class E, int K, class Column, class Next>
 inline void sum_down(double* first, double* second, int64_t row, int64_t width, int64_t n, const Column& column,
                      const Next& next) {
     const int64_t fetched = (row + ceil_div(kFarAhead, K * width) * K) * width;
-    sweep<kFloats * sizeof(float) / sizeof(E)>(n, [&](auto w, int64_t c) {
+    sweep<kFloats * sizeof(float) / sizeof(E)>(n, [&](auto w, int64_t c, int64_t seen) {
         Vec<E, w.n> u{}, uv{};
         const auto term = column(w, c);
         next(Width<K * w.n>{}, fetched + c * K);
@@ -521,8 +527,8 @@ inline void sum_down(double* first, double* second, int64_t row, int64_t width, 
             u += t.u;
             uv = madd<w.n>(t.u, t.v, uv);
         }
-        accumulate<w.n>(first + c, u);
-        accumulate<w.n>(second + c, uv);
+        accumulate<w.n>(first + c, seen ? without_first<E, w.n>(u, seen) : u);
+        accumulate<w.n>(second + c, seen ? without_first<E, w.n>(uv, seen) : uv);
     });
 }
 
@@ -532,22 +538,24 @@ inline void sum_along(double* first, double* second, int64_t row, int64_t rows, 
                       const Column& column, const Next& next) {
     constexpr int N = kFloats * sizeof(float) / sizeof(E);
     alignas(64) E u[kStrip], uv[kStrip];
-    for (int64_t begin = 0; begin < n; begin += kStrip) {
-        const int64_t strip = n - begin < kStrip ? n - begin : kStrip;
+    const int64_t strips = ceil_div(n, kStrip), wide = ceil_div(ceil_div(n, strips), N) * N;
+    for (int64_t begin = 0; begin < n; begin += wide) {
+        const int64_t strip = n - begin < wide ? n - begin : wide;
         const auto add = [&](auto is_first, int64_t at) {
-            sweep<N>(strip, [&](auto w, int64_t c) {
+            sweep<N>(strip, [&](auto w, int64_t c, int64_t seen) {
                 next(w, at + c + kFarAhead);
                 const auto t = column(w, begin + c)(at + c);
                 const Vec<E, w.n> zero{};
-                write(u + c, is_first.n ? t.u : load<w.n>(u + c) + t.u);
-                write(uv + c, madd<w.n>(t.u, t.v, is_first.n ? zero : load<w.n>(uv + c)));
+                const int64_t own = c + seen;  // a place of their own for the sums of a vector that overlaps another
+                write(u + own, is_first.n ? t.u : load<w.n>(u + own) + t.u);
+                write(uv + own, madd<w.n>(t.u, t.v, is_first.n ? zero : load<w.n>(uv + own)));
             });
         };
         add(Width<true>{}, row * width + begin);
         for (int64_t k = 1; k < rows; ++k) add(Width<false>{}, (row + k) * width + begin);
-        sweep<N>(strip, [&](auto w, int64_t c) {
-            accumulate<w.n>(first + begin + c, load<w.n>(u + c));
-            accumulate<w.n>(second + begin + c, load<w.n>(uv + c));
+        sweep<N>(strip, [&](auto w, int64_t c, int64_t seen) {
+            accumulate<w.n>(first + begin + c, without_first<E, w.n>(load<w.n>(u + c + seen), seen));
+            accumulate<w.n>(second + begin + c, without_first<E, w.n>(load<w.n>(uv + c + seen), seen));
         });
     }
 }
@@ -575,19 +583,23 @@ void write_rows(const Problem& p, const Rows& r, bool back, T* out, const Column
     r.each_chunk(p, back, [&](int64_t, int64_t row, int64_t end, int64_t rest) {
         const auto map = [&](auto rows, int64_t n) {
             const int64_t step = rows.n * r.width, begin = row * r.width;
-            const int64_t later = begin + (rows.n > 1 ? ceil_div(kAhead, step) * step : kAhead);
-            sweep<kFloats>(n, [&](auto w, int64_t c) {
+            const int64_t ahead = rows.n == kStreamed ? kFarAhead : kAhead;
+            const int64_t later = begin + (rows.n > 1 ? ceil_div(ahead, step) * step : ahead);
+            sweep<kFloats>(n, [&](auto w, int64_t c, int64_t seen) {
                 const auto value = column(w, c);
-                if (rows.n == 1 || !back) next(Width<rows.n * w.n>{}, later + c * rows.n);
+                if (rows.n < kWritten || !back) next(Width<rows.n * w.n>{}, later + c * rows.n);
                 if constexpr (!PastCache) own<rows.n * w.n>(out + later + c * rows.n);
 #pragma GCC unroll 4
-                for (int i = 0; i < rows.n; ++i)
-                    store<PastCache, w.n>(out + begin + i * r.width + c, value(begin + i * r.width + c));
+                for (int i = 0; i < rows.n; ++i) {
+                    const int64_t at = begin + i * r.width + c;
+                    if (seen) store<false, w.n>(out + at, value(at));  // which is not aligned
+                    else store<PastCache, w.n>(out + at, value(at));
+                }
             });
         };
         // From memory and back to it each row is a stream of its own, but for narrow rows, which lie close together.
         if (r.together && PastCache && r.width > 128)
-            for (; row + 2 <= end; row += 2) map(Width<2>{}, r.width);
+            for (; row + kStreamed <= end; row += kStreamed) map(Width<kStreamed>{}, r.width);
         if (r.together)
             for (; row + kWritten <= end; row += kWritten) map(Width<kWritten>{}, r.width);
         for (; row <= end; ++row) map(Width<1>{}, row < end ? r.width : rest);
@@ -601,8 +613,8 @@ void normalize_rows(const Problem& p, const Rows& r, bool back, const Scratch& s
         [&](auto w, int64_t c) {
             return [=, slope = p.slope, k = s.at<w.n>(c)](int64_t at) { return normalized<A, w.n>(x + at, k, slope); };
         },
-        [&](auto w, int64_t at) {  // beside stores past the cache the hardware's own prefetcher is the faster one
-            if constexpr (!PastCache) fetch<w.n>(x + at);
+        [&](auto w, int64_t at) {  // else, beside stores past the cache, the hardware's own prefetcher is the faster one
+            if constexpr (!PastCache || w.n == kStreamed * kFloats) fetch<w.n>(x + at);
         });
 }
 
@@ -649,7 +661,7 @@ bool backward_rows(const Backward& b) {
     Scratch s(r, r.chunks);
     if (!s.memory) return false;
     for (int64_t c = 0; c < b.c; ++c) s.set(r, c, affine(b, c, b.mean[c], b.rstd[c]));
-    const auto next = [&](auto w, int64_t at) __attribute__((always_inline)) {  // a call would spill every register
+    const auto next = [&](auto w, int64_t at) __attribute__((always_inline)) {  // GCC else calls it
         fetch<w.n>(x + at);
         fetch<w.n>(dz + at);
     };
@@ -719,8 +731,8 @@ const void* output(const Inference& f) { return f.z; }
 template <class T, Activation A, class P>
 bool choose_store(const P& p) {
     // What is written past the cache has to fill whole lines: every row or map has to be aligned.
-    const auto length = (p.channels_last ? p.c : in_rows(p) ? p.c * p.s : p.s) * sizeof(T);
-    const bool aligned = (reinterpret_cast<uintptr_t>(output(p)) | length) % (kFloats * sizeof(T)) == 0;
+    const int64_t length = !in_rows(p) ? p.s : folds(p) ? kFloats : row_width(p);
+    const bool aligned = (reinterpret_cast<uintptr_t>(output(p)) | length * sizeof(T)) % (kFloats * sizeof(T)) == 0;
     return aligned && outgrows_cache<T>(p) ? run<T, A, true>(p) : run<T, A, false>(p);
 }
 

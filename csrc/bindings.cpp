@@ -3,6 +3,7 @@
 #include <nanobind/nanobind.h>
 
 #include <new>
+#include <vector>
 
 #include "batch_norm.hpp"
 #include "threads.hpp"
@@ -24,11 +25,12 @@ void run(bool (*kernel)(const P&), const P& p) {
     if (!kernel(p)) throw std::bad_alloc();
 }
 
-// `batch` takes mean and unbiased variance, `saved` mean and rstd, (2, C) each; returns whether the batch is finite. The
-// running statistics, if given, move then.
+// `batch`, if given, takes mean and unbiased variance, `saved` mean and rstd, (2, C) each; returns whether the batch is
+// finite. The running statistics, if given, move then.
 bool forward(const Problem& p, uintptr_t x, double eps, uintptr_t z, uintptr_t batch, uintptr_t saved,
              uintptr_t running_mean, uintptr_t running_var, double momentum, uintptr_t count) {
-    float *mean = at<float>(batch), *var = mean + p.c;
+    std::vector<float> unasked(batch ? 0 : 2 * p.c);
+    float *mean = batch ? at<float>(batch) : unasked.data(), *var = mean + p.c;
     double* saved_mean = at<double>(saved);
     run(kernels().forward,
         Forward{p, at<const void>(x), eps, at<void>(z), mean, var, saved_mean, saved_mean + p.c});

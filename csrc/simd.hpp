@@ -189,13 +189,13 @@ inline void accumulate(double* sums, Vec<float, N> v) {
     }
 }
 
-// `v` with all but its last `count` lanes zero.
+// `v` with its first `count` lanes zero.
 template <class E, int N>
-inline Vec<E, N> last_lanes(Vec<E, N> v, int64_t count) {
+inline Vec<E, N> without_first(Vec<E, N> v, int64_t count) {
     using Index = Vec<std::conditional_t<sizeof(E) == 4, int32_t, int64_t>, N>;
     Index lane;
     for (int i = 0; i < N; ++i) lane[i] = i;
-    return lane >= Index{} + static_cast<int>(N - count) ? v : Vec<E, N>{};
+    return lane >= Index{} + static_cast<int>(count) ? v : Vec<E, N>{};
 }
 
 // y < 0 ? 0 : y, so that NaN stays.
@@ -219,12 +219,14 @@ inline Vec<float, N> splat(float value) {
     return value - Vec<float, N>{};  // an addition would turn -0 into 0, and so be computed
 }
 
-// step(Width<N>, i) over [0, n) in whole vectors, then Width<1> for the rest.
+// step(Width<N>, i, seen) over [0, n) in whole vectors. The last may overlap the one before it, which then has seen the
+// first `seen` of its lanes. Where n holds no vector: Width<1>. Flat: a call in a step would spill every register.
 template <int N, class Step>
-inline void sweep(int64_t n, Step step) {
+__attribute__((flatten)) inline void sweep(int64_t n, const Step& step) {
     int64_t i = 0;
-    for (; i + N <= n; i += N) step(Width<N>{}, i);
-    for (; i < n; ++i) step(Width<1>{}, i);
+    for (; i + N <= n; i += N) step(Width<N>{}, i, 0);
+    if (i < n && n >= N) return step(Width<N>{}, n - N, i - (n - N));
+    for (; i < n; ++i) step(Width<1>{}, i, 0);
 }
 
 }  // namespace

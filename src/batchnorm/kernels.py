@@ -64,15 +64,13 @@ def forward_and_track(
     slope: float,
     running: Running,
 ) -> tuple[Tensor, Tensor, bool]:
-    """z; what the backward wants, (3, C) double; whether the batch was finite: it moved the running statistics then."""
+    """z; for the backward mean and rstd, (2, C) double; whether the batch was finite: it moved `running` then."""
     z = torch.empty_like(x)
-    # The third row is room for the batch's mean and variance.
-    saved = torch.empty((3, x.size(1)), dtype=torch.float64, device=CPU)
-    rows = saved.data_ptr()
+    saved = torch.empty((2, x.size(1)), dtype=torch.float64, device=CPU)
     mean, var, momentum, count = running
     moved = (mean.data_ptr(), var.data_ptr(), momentum, _address(count))
     problem = _problem(x, is_channels_last(x), weight, bias, activation, slope)
-    outputs = (z.data_ptr(), rows + 16 * x.size(1), rows)
+    outputs = (z.data_ptr(), 0, saved.data_ptr())  # no batch statistics: the running ones take them
     finite = _kernels.forward(problem, x.data_ptr(), eps, *outputs, *moved)
     # Autograd must notice, as it does when torch writes.
     torch.autograd.graph.increment_version((mean, var) if count is None else (mean, var, count))
