@@ -219,6 +219,20 @@ inline Vec<float, N> splat(float value) {
     return value - Vec<float, N>{};  // an addition would turn -0 into 0, and so be computed
 }
 
+// Fetches N values into the second-level cache.
+template <int N, class T>
+inline void fetch(const T* p) {
+    constexpr int line = 64 / sizeof(T);
+    for (int i = 0; i < N; i += line) __builtin_prefetch(p + i, 0, 2);
+}
+
+// Fetches N values that will be written, where the target has an instruction for that; else as if to be read.
+template <int N, class T>
+inline void own(T* p) {
+    constexpr int line = 64 / sizeof(T);
+    for (int i = 0; i < N; i += line) __builtin_prefetch(p + i, 1, 2);
+}
+
 // step(Width<N>, i, seen) over [0, n) in whole vectors. The last may overlap the one before it, which then has seen the
 // first `seen` of its lanes. Where n holds no vector: Width<1>. Flat: a call in a step would spill every register.
 template <int N, class Step>

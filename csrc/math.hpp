@@ -1,0 +1,142 @@
+// What both layouts share: a problem's sizes, the math of one value (y = (x - mean) * a + b, z = g(y)) and the statistics
+// of one channel.
+#pragma once
+
+#include <cmath>
+
+#include "batch_norm.hpp"
+#include "simd.hpp"
+
+namespace {
+
+using namespace batchnorm;
+
+constexpr int64_t kSerial = 32768;  // values below which waking the pool costs more than it saves
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+int64_t values(const Problem& p) { return p.n * p.c * p.s; }
+int threads(const Problem& p) { return values(p) < kSerial ? 1 : p.threads; }
+
+struct Affine {
+    float mean, a, b;
+};
+
+// What float32 loses of the mean goes into b; at mean 1e4 and std 1e-2 it is a twentieth of a standard deviation.
+Affine affine(const Problem& p, int64_t c, double mean, double rstd) {
+    const double a = (p.gamma ? p.gamma[c] : 1.0) * rstd;
+    const float near = static_cast<float>(mean);
+    const double rest = std::isfinite(mean) ? mean - near : 0.0;
+    return {near, static_cast<float>(a), static_cast<float>((p.beta ? p.beta[c] : 0.0) - rest * a)};
+}
+
+template <Activation A, int N>
+inline Vec<float, N> activate(Vec<float, N> y, float slope) {
+    const Vec<float, N> zero{};
+    if constexpr (A == Activation::relu) return positive_part<N>(y);
+    if constexpr (A == Activation::leaky_relu) return y < zero ? y * slope : y;
+    return y;
+}
+
+// g * dz, with g' at y. The mask is recomputed from y, by the expression of the forward.
+template <Activation A, int N>
+inline Vec<float, N> gate(Vec<float, N> dz, Vec<float, N> y, float slope) {
+    const Vec<float, N> zero{};
+    if constexpr (A == Activation::relu) return y <= zero ? zero : dz;
+    if constexpr (A == Activation::leaky_relu) return y > zero ? dz : dz * slope;
+    return dz;
+}
+
+template <int N>
+struct Coefficients {
+    Vec<float, N> mean, a, b;
+};
+
+template <Activation A, int N, class T>
+inline Vec<float, N> normalized(const T* x, const Coefficients<N>& k, float slope) {
+    return activate<A, N>(madd<N>(load<N>(x) - k.mean, k.a, k.b), slope);
+}
+
+// Two sums belong to each channel: of u and of u * v. Short runs are summed in float, the runs in double. Where that is
+// not enough (see `good`) everything is summed again in double: E is float or double.
+template <class E, int N>
+struct Term {
+    Vec<E, N> u, v;
+};
+
+// Forward: deviations from a value of the channel's own, `shift`, so that little cancels in the variance.
+template <class E, int N, class T>
+inline Term<E, N> deviation(const T* x, Vec<E, N> shift) {
+    const Vec<E, N> d = as<E, N>(load<N>(x)) - shift;
+    return {d, d};
+}
+
+// Backward: dy, and dy * (x - mean).
+template <class E, Activation A, int N, class T>
+inline Term<E, N> gradient(const T* x, const T* dz, const Coefficients<N>& k, float slope) {
+    const Vec<float, N> d = load<N>(x) - k.mean;
+    return {as<E, N>(gate<A, N>(load<N>(dz), madd<N>(d, k.a, k.b), slope)), as<E, N>(d)};
+}
+
+// dx = a * (dy - mean(dy) - x_hat * mean(dy * x_hat)) = a * dy + c1 * (x - mean) + c0.
+template <Activation A, int N, class T>
+inline Vec<float, N> input_gradient(const T* x, const T* dz, const Coefficients<N>& k, Vec<float, N> c1,
+                                    Vec<float, N> c0, float slope) {
+    const Vec<float, N> d = load<N>(x) - k.mean;
+    const Vec<float, N> dy = gate<A, N>(load<N>(dz), madd<N>(d, k.a, k.b), slope);
+    return madd<N>(k.a, dy, madd<N>(c1, d, c0));
+}
+
+// A value of the channel near most others: the median of three from inside the maps of three images.
+template <class T>
+float typical_value(const Problem& p, const T* x, int64_t c) {
+    if (!values(p)) return 0;
+    const auto at = [&](int64_t n, int64_t s) {
+        return load<1>(x + (p.channels_last ? (n * p.s + s) * p.c + c : (n * p.c + c) * p.s + s))[0];
+    };
+    const float first = at(0, p.s / 2), second = at(p.n / 2, p.s / 3), third = at(p.n - 1, p.s - 1 - p.s / 3);
+    const float low = first < second ? first : second, high = first < second ? second : first;
+    const float median = third < low ? low : third > high ? high : third;
+    return std::isfinite(median) ? median : 0.0f;  // an infinite shift would turn an infinite mean into NaN
+}
+
+// Whether float held the sums: nothing overflowed or vanished, and the shift was within four standard deviations of the
+// mean, so that the variance lost less than five bits of it.
+bool good(const Forward& f, double first, double second) {
+    const double count = static_cast<double>(f.n * f.s), mean = first / count, var = second / count - mean * mean;
+    const bool resolved = mean * mean <= 16 * var + 1e-30 && (var > 1e-30 || f.eps > 1e-24);
+    return std::isfinite(first) && std::isfinite(second) && resolved;
+}
+
+bool good(const Backward&, double first, double second) { return std::isfinite(first) && std::isfinite(second); }
+
+// The channel's statistics from its two sums, written to their places.
+Affine finish(const Forward& f, int64_t c, double shift, double first, double second) {
+    const double count = static_cast<double>(f.n * f.s);
+    const double mean = shift + first / count;
+    double m2 = second - first * first / count;
+    if (m2 < 0) m2 = 0;
+    const double rstd = 1.0 / std::sqrt(m2 / count + f.eps);
+    f.mean[c] = static_cast<float>(mean);
+    f.var[c] = static_cast<float>(m2 / (count - 1));
+    f.saved_mean[c] = mean;
+    f.saved_rstd[c] = rstd;
+    return affine(f, c, mean, rstd);
+}
+
+struct Slopes {
+    float c1, c0;
+};
+
+// dgamma and dbeta from the two sums, written to their places, and the coefficients of dx.
+Slopes finish(const Backward& b, int64_t c, const Affine& k, double first, double second) {
+    const double count = static_cast<double>(b.n * b.s);
+    const double rest = std::isfinite(b.mean[c]) ? b.mean[c] - k.mean : 0.0;
+    const double dgamma = b.rstd[c] * (second - rest * first);
+    if (b.dgamma) b.dgamma[c] = static_cast<float>(dgamma);
+    if (b.dbeta) b.dbeta[c] = static_cast<float>(first);
+    const double a = (b.gamma ? b.gamma[c] : 1.0) * b.rstd[c];
+    const double c1 = -a * b.rstd[c] * dgamma / count;
+    return {static_cast<float>(c1), static_cast<float>(-a * first / count - c1 * rest)};
+}
+
+}  // namespace

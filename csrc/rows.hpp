@@ -1,0 +1,316 @@
+// Rows in which every column belongs to one channel, always the same: (R, C), the C values of a place side by side, and
+// (N, C, S) with maps shorter than a vector, all the maps of an image side by side. Narrow rows are folded: several make
+// one.
+#pragma once
+
+#include <cstdlib>
+#include <cstring>
+#include <type_traits>
+
+#include "math.hpp"
+#include "threads.hpp"
+
+namespace {
+
+constexpr int64_t kChunkValues = 1 << 15;  // of a chunk of rows
+constexpr int64_t kMaxChunks = 64;
+constexpr int kRows = 8;             // summed in float before their sum is added in double
+constexpr int kWritten = 4;          // rows that are written together,
+constexpr int kStreamed = 2;         // and of wide ones, from memory and past the cache
+constexpr int64_t kNarrow = 256;     // columns of a row below which several places share one
+constexpr int64_t kStrip = 512;      // columns whose sums are kept in the first-level cache
+constexpr int64_t kFarAhead = 4096;  // values from what is read to what is fetched: where nothing is written,
+constexpr int64_t kAhead = 1024;     // and where something is written
+
+bool in_rows(const Problem& p) { return p.channels_last || p.s < kFloats; }
+
+int64_t row_width(const Problem& p) { return p.channels_last ? p.c : p.c * p.s; }
+
+// More are wide enough, and folding them would take much room for sums.
+bool folds(const Problem& p) { return row_width(p) <= 128; }
+
+// How rows are walked in training, by measurement. What comes from memory waits for it: one row after the other is what
+// the hardware's prefetcher follows. Where x, z, dz and dx fit the last-level cache, and where half the bytes wait for
+// the arithmetic as well, rows are walked together: what belongs to a column is loaded once for them, and its sums stay
+// in registers.
+bool walks_together(const Problem& p) {
+    return p.dtype == Dtype::bfloat16 || 4 * values(p) * int64_t{sizeof(float)} <= last_level_cache();
+}
+
+struct Rows {
+    bool together;
+    int64_t run, period;         // columns of a channel side by side, and from one such run of it to the next
+    int64_t width, count, rest;  // `count` rows of `width` values, a few periods, then `rest` values
+    int64_t chunk, chunks;       // rows of a chunk: the same for any number of threads, and so are the sums
+
+    Rows(const Problem& p, bool together)
+        : together(together), run(p.channels_last ? 1 : p.s), period(row_width(p)), width(period) {
+        const int64_t narrow = together ? kNarrow / 4 : kNarrow;
+        if (folds(p))
+            while (width < narrow || width % kFloats) width += period;
+        count = values(p) / width;
+        rest = values(p) % width;
+        chunks = ceil_div(ceil_div(values(p), kChunkValues), 4) * 4;  // as much for each of a few threads
+        chunks = chunks < 1 ? 1 : chunks > kMaxChunks ? kMaxChunks : chunks;
+        chunk = ceil_div(ceil_div(count, chunks), kRows) * kRows;
+        chunks = count ? ceil_div(count, chunk) : 1;
+    }
+
+    // body(column) for the columns of channel c, the first of them first.
+    template <class Body>
+    void each_column(int64_t c, const Body& body) const {
+        for (int64_t begin = c * run; begin < width; begin += period)
+            for (int64_t i = begin; i < begin + run; ++i) body(i);
+    }
+
+    // body(chunk, first row, last row + 1, values of the incomplete row behind them), forth or back.
+    template <class Body>
+    void each_chunk(const Problem& p, bool back, const Body& body) const {
+        parallel(threads(p), [&](int thread, int of) {
+            const int64_t begin = chunks * thread / of, end = chunks * (thread + 1) / of;
+            for (int64_t i = begin; i < end; ++i) {
+                const int64_t j = back ? begin + end - 1 - i : i, last = (j + 1) * chunk;
+                body(j, j * chunk, last < count ? last : count, j + 1 == chunks ? rest : 0);
+            }
+            end_of_stream();
+        });
+    }
+};
+
+// Arrays of `width` values each, and two of sums for each chunk.
+struct Scratch {
+    double *first, *second;
+    float *mean, *a, *b, *c1, *c0;
+    void* memory;
+
+    Scratch(const Rows& r, int64_t chunks) {
+        memory = std::malloc(r.width * (2 * chunks * sizeof(double) + 5 * sizeof(float)));
+        first = static_cast<double*>(memory);
+        second = first + chunks * r.width;
+        mean = reinterpret_cast<float*>(second + chunks * r.width);
+        a = mean + r.width, b = a + r.width, c1 = b + r.width, c0 = c1 + r.width;
+    }
+    ~Scratch() { std::free(memory); }
+    Scratch(const Scratch&) = delete;
+    Scratch& operator=(const Scratch&) = delete;
+
+    void set(const Rows& r, int64_t c, const Affine& k) {
+        r.each_column(c, [&](int64_t i) { mean[i] = k.mean, a[i] = k.a, b[i] = k.b; });
+    }
+    void set(const Rows& r, int64_t c, const Slopes& s) {
+        r.each_column(c, [&](int64_t i) { c1[i] = s.c1, c0[i] = s.c0; });
+    }
+    Affine affine(int64_t column) const { return {mean[column], a[column], b[column]}; }
+    template <int N>
+    Coefficients<N> at(int64_t column) const {
+        return {load<N>(mean + column), load<N>(a + column), load<N>(b + column)};
+    }
+    // Gathers all sums of a channel in its place, in an order that nothing but the shape decides.
+    void merge(const Rows& r, const Problem& p) {
+        merge(first, r, p.c);
+        merge(second, r, p.c);
+    }
+    static void merge(double* sums, const Rows& r, int64_t channels) {
+        for (int64_t j = 1; j < r.chunks; ++j)
+            for (int64_t i = 0; i < r.width; ++i) sums[i] += sums[j * r.width + i];
+        for (int64_t c = 0; c < channels; ++c) {  // no channel's columns begin before its place
+            double sum = 0;
+            r.each_column(c, [&](int64_t i) { sum += sums[i]; });
+            sums[c] = sum;
+        }
+    }
+};
+
+// Adds the terms of K rows of `n` columns to the sums: column(Width, c) gives the term at a place. Down the columns
+// the memory is read in jumps; so each step fetches, by next(Width, place), its share of K rows further on, in order.
+template <class E, int K, class Column, class Next>
+inline void sum_down(double* first, double* second, int64_t row, int64_t width, int64_t n, const Column& column,
+                     const Next& next) {
+    const int64_t fetched = (row + ceil_div(kFarAhead, K * width) * K) * width;
+    sweep<kFloats * sizeof(float) / sizeof(E)>(n, [&](auto w, int64_t c, int64_t seen) {
+        Vec<E, w.n> u{}, uv{};
+        const auto term = column(w, c);
+        next(Width<K * w.n>{}, fetched + c * K);
+#pragma GCC unroll 16
+        for (int k = 0; k < K; ++k) {
+            const auto t = term((row + k) * width + c);
+            u += t.u;
+            uv = madd<w.n>(t.u, t.v, uv);
+        }
+        accumulate<w.n>(first + c, seen ? without_first<E, w.n>(u, seen) : u);
+        accumulate<w.n>(second + c, seen ? without_first<E, w.n>(uv, seen) : uv);
+    });
+}
+
+// The same for a few rows, one after the other; meanwhile the columns' sums wait in the first-level cache.
+template <class E, class Column, class Next>
+inline void sum_along(double* first, double* second, int64_t row, int64_t rows, int64_t width, int64_t n,
+                      const Column& column, const Next& next) {
+    constexpr int N = kFloats * sizeof(float) / sizeof(E);
+    alignas(64) E u[kStrip], uv[kStrip];
+    const int64_t strips = ceil_div(n, kStrip), wide = ceil_div(ceil_div(n, strips), N) * N;
+    for (int64_t begin = 0; begin < n; begin += wide) {
+        const int64_t strip = n - begin < wide ? n - begin : wide;
+        const auto add = [&](auto is_first, int64_t at) {
+            sweep<N>(strip, [&](auto w, int64_t c, int64_t seen) {
+                next(w, at + c + kFarAhead);
+                const auto t = column(w, begin + c)(at + c);
+                const Vec<E, w.n> zero{};
+                const int64_t own = c + seen;  // a place of their own for the sums of a vector that overlaps another
+                write(u + own, is_first() ? t.u : load<w.n>(u + own) + t.u);
+                write(uv + own, madd<w.n>(t.u, t.v, is_first() ? zero : load<w.n>(uv + own)));
+            });
+        };
+        add(std::true_type{}, row * width + begin);
+        for (int64_t k = 1; k < rows; ++k) add(std::false_type{}, (row + k) * width + begin);
+        sweep<N>(strip, [&](auto w, int64_t c, int64_t seen) {
+            accumulate<w.n>(first + begin + c, without_first<E, w.n>(load<w.n>(u + c + seen), seen));
+            accumulate<w.n>(second + begin + c, without_first<E, w.n>(load<w.n>(uv + c + seen), seen));
+        });
+    }
+}
+
+// The sums of a chunk of rows.
+template <class E, class Column, class Next>
+void sum_chunk(const Rows& r, Scratch& s, int64_t chunk, int64_t row, int64_t end, int64_t rest, const Column& column,
+               const Next& next) {
+    double *first = s.first + chunk * r.width, *second = s.second + chunk * r.width;
+    std::memset(first, 0, r.width * sizeof(double));
+    std::memset(second, 0, r.width * sizeof(double));
+    if (r.together)
+        for (; row + kRows <= end; row += kRows)
+            sum_down<E, kRows>(first, second, row, r.width, r.width, column, next);
+    for (; row < end; row += kRows)
+        sum_along<E>(first, second, row, end - row < kRows ? end - row : kRows, r.width, r.width, column, next);
+    if (rest) sum_along<E>(first, second, end, 1, r.width, rest, column, next);
+}
+
+// Writes all rows, the last chunk first if `back`, to find what a pass before left in cache: column(Width, c) gives what
+// is to be written at a place, next(Width, place) fetches what it will need, where memory is waited for: not where rows
+// that fit the cache were read a pass before.
+template <bool PastCache, class T, class Column, class Next>
+void write_rows(const Problem& p, const Rows& r, bool back, T* out, const Column& column, const Next& next) {
+    r.each_chunk(p, back, [&](int64_t, int64_t row, int64_t end, int64_t rest) {
+        const auto map = [&](auto rows, int64_t n) {
+            const int64_t step = rows.n * r.width, begin = row * r.width;
+            const int64_t ahead = rows.n == kStreamed ? kFarAhead : kAhead;
+            const int64_t later = begin + (rows.n > 1 ? ceil_div(ahead, step) * step : ahead);
+            sweep<kFloats>(n, [&](auto w, int64_t c, int64_t seen) {
+                const auto value = column(w, c);
+                if (rows.n < kWritten || !back) next(Width<rows.n * w.n>{}, later + c * rows.n);
+                if constexpr (!PastCache) own<rows.n * w.n>(out + later + c * rows.n);
+#pragma GCC unroll 4
+                for (int i = 0; i < rows.n; ++i) {
+                    const int64_t at = begin + i * r.width + c;
+                    if (seen) store<false, w.n>(out + at, value(at));  // which is not aligned
+                    else store<PastCache, w.n>(out + at, value(at));
+                }
+            });
+        };
+        // From memory and back to it each row is a stream of its own, but for narrow rows, which lie close together.
+        if (r.together && PastCache && r.width > 128)
+            for (; row + kStreamed <= end; row += kStreamed) map(Width<kStreamed>{}, r.width);
+        if (r.together)
+            for (; row + kWritten <= end; row += kWritten) map(Width<kWritten>{}, r.width);
+        for (; row <= end; ++row) map(Width<1>{}, row < end ? r.width : rest);
+    });
+}
+
+template <class T, Activation A, bool PastCache>
+void normalize_rows(const Problem& p, const Rows& r, bool back, const Scratch& s, const T* x, T* z) {
+    write_rows<PastCache>(
+        p, r, back, z,
+        [&](auto w, int64_t c) {
+            return [=, slope = p.slope, k = s.at<w.n>(c)](int64_t at) { return normalized<A, w.n>(x + at, k, slope); };
+        },
+        [&](auto w, int64_t at) {  // else, beside stores past the cache, the hardware's own prefetcher is the faster one
+            if constexpr (!PastCache || w.n == kStreamed * kFloats) fetch<w.n>(x + at);
+        });
+}
+
+// Whether all channels' sums are good.
+template <class P>
+bool good(const P& p, const Scratch& s) {
+    bool all = true;
+    for (int64_t c = 0; c < p.c; ++c) all &= good(p, s.first[c], s.second[c]);
+    return all;
+}
+
+template <class T, Activation A, bool PastCache>
+bool forward_rows(const Forward& f) {
+    const T* x = static_cast<const T*>(f.x);
+    const Rows r(f, walks_together(f));
+    Scratch s(r, r.chunks);
+    if (!s.memory) return false;
+    for (int64_t c = 0; c < f.c; ++c) s.set(r, c, {typical_value(f, x, c), 0, 0});
+    const auto sum = [&](auto e) {
+        using E = decltype(e);
+        r.each_chunk(f, false, [&](int64_t chunk, int64_t row, int64_t end, int64_t rest) {
+            sum_chunk<E>(
+                r, s, chunk, row, end, rest,
+                [&](auto w, int64_t c) {
+                    const auto shift = as<E, w.n>(load<w.n>(s.mean + c));
+                    return [=](int64_t at) { return deviation<E, w.n>(x + at, shift); };
+                },
+                [&](auto w, int64_t at) { fetch<w.n>(x + at); });
+        });
+        s.merge(r, f);
+    };
+    sum(float{});
+    if (!good(f, s)) sum(double{});
+    for (int64_t c = 0; c < f.c; ++c) s.set(r, c, finish(f, c, s.mean[c * r.run], s.first[c], s.second[c]));
+    normalize_rows<T, A, PastCache>(f, r, true, s, x, static_cast<T*>(f.z));
+    return true;
+}
+
+template <class T, Activation A, bool PastCache>
+bool backward_rows(const Backward& b) {
+    const T* x = static_cast<const T*>(b.x);
+    const T* dz = static_cast<const T*>(b.dz);
+    const Rows r(b, walks_together(b));
+    Scratch s(r, r.chunks);
+    if (!s.memory) return false;
+    for (int64_t c = 0; c < b.c; ++c) s.set(r, c, affine(b, c, b.mean[c], b.rstd[c]));
+    const auto next = [&](auto w, int64_t at) __attribute__((always_inline)) {  // GCC else calls it
+        fetch<w.n>(x + at);
+        fetch<w.n>(dz + at);
+    };
+    const auto sum = [&](auto e) {
+        using E = decltype(e);
+        r.each_chunk(b, false, [&](int64_t chunk, int64_t row, int64_t end, int64_t rest) {
+            sum_chunk<E>(
+                r, s, chunk, row, end, rest,
+                [&](auto w, int64_t c) {
+                    return [=, slope = b.slope, k = s.at<w.n>(c)](int64_t at) {
+                        return gradient<E, A, w.n>(x + at, dz + at, k, slope);
+                    };
+                },
+                next);
+        });
+        s.merge(r, b);
+    };
+    sum(float{});
+    if (!good(b, s)) sum(double{});
+    for (int64_t c = 0; c < b.c; ++c) s.set(r, c, finish(b, c, s.affine(c * r.run), s.first[c], s.second[c]));
+    if (!b.dx) return true;
+    write_rows<PastCache>(
+        b, r, true, static_cast<T*>(b.dx),
+        [&](auto w, int64_t c) {
+            return [=, slope = b.slope, k = s.at<w.n>(c), c1 = load<w.n>(s.c1 + c), c0 = load<w.n>(s.c0 + c)](
+                       int64_t at) { return input_gradient<A, w.n>(x + at, dz + at, k, c1, c0, slope); };
+        },
+        next);
+    return true;
+}
+
+template <class T, Activation A, bool PastCache>
+bool inference_rows(const Inference& f) {
+    const Rows r(f, f.dtype == Dtype::bfloat16);  // read once: float32 never together, it may come from memory
+    Scratch s(r, 0);
+    if (!s.memory) return false;
+    for (int64_t c = 0; c < f.c; ++c) s.set(r, c, affine(f, c, f.mean[c], 1.0 / std::sqrt(f.var[c] + f.eps)));
+    normalize_rows<T, A, PastCache>(f, r, false, s, static_cast<const T*>(f.x), static_cast<T*>(f.z));
+    return true;
+}
+
+}  // namespace
