@@ -10,7 +10,7 @@ namespace {
 
 constexpr int64_t kGroupBytes = 3 << 17;  // of the inputs of a group of maps: two groups and an output fit 1 MiB
 constexpr int64_t kMaxGroup = 64;         // maps
-constexpr int64_t kRun = 256;             // values that share registers of sums; four times as many at most
+constexpr int64_t kRun = 1024;            // values, at most, that share registers of sums
 
 // Of one channel, lane by lane.
 struct Sums {
@@ -58,16 +58,19 @@ inline void sum_run(int64_t n, Partial<E, N>& sums, const TermAt& term, const Ne
             sums.add(k, term(Width<N>{}, i + k * N));
         }
     }
-    for (; i + N <= n; i += N) {
+#pragma GCC unroll 4
+    for (int k = 0; k < chains - 1; ++k) {
+        if (i + N > n) break;
         next(i);
-        sums.add(0, term(Width<N>{}, i));
+        sums.add(k, term(Width<N>{}, i));
+        i += N;
     }
     if (i == n) return;
     next(i);
     if (n >= N) {  // the last N values again, of which those already summed count as zero
         Term<E, N> t = term(Width<N>{}, n - N);
         t.u = without_first<E, N>(t.u, N - (n - i));
-        return sums.add(1, t);
+        return sums.add(chains - 1, t);
     }
     Term<E, N> t{};
     for (int lane = 0; i < n; ++i, ++lane) {
@@ -75,7 +78,7 @@ inline void sum_run(int64_t n, Partial<E, N>& sums, const TermAt& term, const Ne
         t.u[lane] = one.u[0];
         t.v[lane] = one.v[0];
     }
-    sums.add(1, t);
+    sums.add(chains - 1, t);
 }
 
 // In whole vectors, of which the last may overlap the one before it: n is kFloats at least.
@@ -134,13 +137,13 @@ void sum_maps(const Problem& p, int64_t c0, int64_t c1, Sums* sums, const TermAt
     const int64_t images = p.s < kRun ? kRun / p.s : 1;
     for (int64_t n = 0; n < p.n; n += images)
         for (int64_t c = c0; c < c1; ++c)
-            for (int64_t i = 0; i < p.s; i += 4 * kRun) {
+            for (int64_t i = 0; i < p.s; i += kRun) {
                 Partial<E, N> partial;
                 for (int64_t m = n; m < n + images && m < p.n; ++m) {
                     const int64_t at = (m * p.c + c) * p.s + i;
                     const int64_t later = at + (m + images < p.n ? images * p.c * p.s : 0);
                     sum_run<E, N>(
-                        p.s - i < 4 * kRun ? p.s - i : 4 * kRun, partial,
+                        p.s - i < kRun ? p.s - i : kRun, partial,
                         [&](auto w, int64_t j) { return term(w, c, at + j); }, [&](int64_t j) { next(later + j); });
                 }
                 partial.flush(sums[c - c0]);
