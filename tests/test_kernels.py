@@ -19,7 +19,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import batchnorm as bn
-from batchnorm import functional, kernels
+from batchnorm import differentiable, functional, kernels
 
 SLOPE = 0.1
 # float32: a handful of roundings of values near 1. bfloat16: half a unit in the last of its 8 bits.
@@ -462,7 +462,7 @@ def test_exported_program_calls_the_operator_for_any_batch_size():
 def test_the_operator_passes_torchs_own_checks(stride):
     x, weight, bias, _ = make((4, 3, 8))
     x, weight, bias = (t.detach().requires_grad_() for t in (x[..., ::stride], weight, bias))
-    torch.library.opcheck(functional._normalize_by_batch, (x, weight, bias, 1e-5, "relu", 0.0))
+    torch.library.opcheck(differentiable.operator, (x, weight, bias, 1e-5, "relu", 0.0))
 
 
 def test_inductors_code_agrees_with_eager():

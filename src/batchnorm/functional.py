@@ -1,10 +1,9 @@
-"""Algorithm 1 and its gradient: validation, then the one place that chooses who computes it."""
+"""Algorithm 1: validation, then the one place that chooses who computes it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any, Literal, TypeVar, get_args
+from typing import TypeVar, get_args
 
 import torch
 import torch.nn.functional as F
@@ -13,14 +12,14 @@ from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import forward_ad
 from torch.nn import Parameter
 
-from . import kernels
+from . import differentiable, in_torch, kernels
 from .errors import BatchNormError
+from .in_torch import Activation
 
 # Values below which torch's operation takes less time than the way to the kernel. In training the kernel is faster than
 # torch's operations under the same layer at any size: benchmarks/bench_threshold.py.
 FEWEST_IN_INFERENCE = 32768
 
-Activation = Literal["relu", "leaky_relu", "sigmoid"]
 _ORDINARY = {Tensor, Parameter, type(None)}
 MaybeTensor = TypeVar("MaybeTensor", Tensor, Tensor | None)
 
@@ -101,15 +100,15 @@ def normalize_by_batch(
     weight, bias = _widened(x, weight), _widened(x, bias)
     fused = activation if activation in kernels.ACTIVATIONS else None
     if _kernel_takes(x, 1, weight, bias):
-        z, batch = _normalize_by_kernel(x, weight, bias, eps, fused, negative_slope)
+        z, batch = differentiable.eager(x, weight, bias, eps, fused, negative_slope)
         mean, var = batch.unbind()
     elif _kernel_operator_takes(x, weight, bias):
-        z, batch, _ = _normalize_by_batch(x, weight, bias, eps, fused, negative_slope)
+        z, batch, _ = differentiable.operator(x, weight, bias, eps, fused, negative_slope)
         mean, var = batch.unbind()
     else:
-        z, mean, var = _normalize_by_batch_in_torch(x, weight, bias, eps)
+        z, mean, var = in_torch.normalize_by_batch(x, weight, bias, eps)
         fused = None
-    return (z if fused == activation else _activate(z, activation, negative_slope)), mean, var
+    return (z if fused == activation else in_torch.activate(z, activation, negative_slope)), mean, var
 
 
 def normalize_and_track(
@@ -135,8 +134,8 @@ def normalize_and_track(
     if _kernel_takes(x, 1, *statistics) and _kernel_tracks(running_mean, running_var, momentum, count):
         _check_batch(x, eps)
         running = (running_mean, running_var, momentum, count)
-        z, finite = _normalize_by_kernel(x, weight, bias, eps, fused, negative_slope, running)
-        return (z if fused == activation else _activate(z, activation, negative_slope)), finite
+        z, finite = differentiable.eager(x, weight, bias, eps, fused, negative_slope, running)
+        return (z if fused == activation else in_torch.activate(z, activation, negative_slope)), finite
     check_running(x, running_mean, running_var)
     z, mean, var = normalize_by_batch(x, weight, bias, eps, activation, negative_slope)
     return z, update_running(running_mean, running_var, mean, var, momentum, count)
@@ -155,12 +154,14 @@ def normalize(
     """Normalise `x` by statistics that are constants: the inference half of Alg. 2, line 11."""
     mean, var, weight, bias = _widened(x, mean), _widened(x, var), _widened(x, weight), _widened(x, bias)
     # Compilers fuse this one with its neighbours, and exporters know it: the kernel is for eager mode.
-    if _kernel_takes(x, FEWEST_IN_INFERENCE, weight, bias, mean, var) and not _needs_grad(x, weight, bias):
+    if _kernel_takes(x, FEWEST_IN_INFERENCE, weight, bias, mean, var) and not differentiable.needs_grad(
+        x, weight, bias
+    ):
         fused = activation if activation in kernels.ACTIVATIONS else None
         z = kernels.inference(x, mean, var, weight, bias, eps, fused, negative_slope)
-        return z if fused == activation else _activate(z, activation, negative_slope)
+        return z if fused == activation else in_torch.activate(z, activation, negative_slope)
     y = F.batch_norm(x, mean, var, weight, bias, training=False, eps=eps)
-    return _activate(y, activation, negative_slope)
+    return in_torch.activate(y, activation, negative_slope)
 
 
 @torch.no_grad()
@@ -190,7 +191,7 @@ def _blend(
     running_mean: Tensor, running_var: Tensor, mean: Tensor, var: Tensor, momentum: float | Tensor
 ) -> bool | Tensor:
     statistics = (running_mean, running_var, mean, var)
-    if kernels.kernels_available() and _is_eager(*statistics) and _are_statistics(mean.numel(), *statistics):
+    if kernels.kernels_available() and _is_eager(*statistics) and kernels.are_statistics(mean.numel(), *statistics):
         return kernels.update_running(*statistics, float(momentum))
     pairs = ((running_mean, mean.to(running_mean.dtype)), (running_var, var.to(running_var.dtype)))
     if _is_eager(*statistics) and mean.device.type == running_mean.device.type == "cpu":
@@ -257,7 +258,7 @@ def _kernel_takes(x: Tensor, fewest: int, *channelwise: Tensor | None) -> bool:
         kernels.kernels_available()
         and _is_eager(x, *channelwise)
         and x.numel() >= fewest
-        and _kernel_fits(x, *channelwise)
+        and kernels.fits(x, *channelwise)
         and kernels.is_channels_last(x) is not None
         and not x.is_neg()  # its sign lies beside its memory, as in the imaginary part of a conjugate
     )
@@ -275,21 +276,7 @@ def _kernel_tracks(mean: Tensor, var: Tensor, momentum: float | Tensor, count: T
 def _kernel_operator_takes(x: Tensor, *channelwise: Tensor | None) -> bool:
     """Whether a tracer records the kernel as an operator; it looks at strides as it runs: sizes may be symbols yet."""
     traced = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
-    return traced and kernels.kernels_available() and _kernel_fits(x, *channelwise)
-
-
-def _kernel_fits(x: Tensor, *channelwise: Tensor | None) -> bool:
-    if not x.is_cpu or x.dtype not in kernels.DTYPES or x.layout != torch.strided or x.dim() < 2:
-        return False
-    return _are_statistics(x.size(1), *channelwise)
-
-
-def _are_statistics(channels: int, *tensors: Tensor | None) -> bool:
-    shape = (channels,)
-    for t in tensors:  # not all(): this runs at every step of every layer
-        if t is not None and not (t.dtype == torch.float32 and t.is_cpu and t.shape == shape and t.is_contiguous()):
-            return False
-    return True
+    return traced and kernels.kernels_available() and kernels.fits(x, *channelwise)
 
 
 def _is_eager(*tensors: Tensor | None) -> bool:
@@ -301,161 +288,13 @@ def _is_eager(*tensors: Tensor | None) -> bool:
     return {type(t) for t in tensors} <= _ORDINARY
 
 
-def _needs_grad(*tensors: Tensor | None) -> bool:
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-
-
-def _normalize_by_kernel(x: Tensor, weight: Tensor | None, bias: Tensor | None, *how: Any) -> tuple[Tensor, Any]:
-    """z, and the batch's statistics; with running ones, whether they moved."""
-    if _needs_grad(x, weight, bias):
-        return _NormalizeByBatch.apply(x, weight, bias, *how)
-    if len(how) == 3:
-        return kernels.forward(x, weight, bias, *how)[:2]
-    z, _, finite = kernels.forward_and_track(x, weight, bias, *how)
-    return z, finite
-
-
-class _NormalizeByBatch(torch.autograd.Function):
-    """The kernel in eager mode: a fifth of the overhead of the operator below."""
-
-    @staticmethod
-    def forward(ctx, x, weight, bias, eps, activation, slope, running=None):
-        if running is None:
-            z, found, saved = kernels.forward(x, weight, bias, eps, activation, slope)
-            ctx.mark_non_differentiable(found)
-        else:
-            z, saved, found = kernels.forward_and_track(x, weight, bias, eps, activation, slope, running)
-        ctx.save_for_backward(x, weight, bias, saved)
-        ctx.fused = (eps, activation, slope)
-        ctx.set_materialize_grads(False)
-        return z, found
-
-    @staticmethod
-    def backward(ctx, *gradients):
-        return *_gradients(ctx, gradients[0], kernels.backward), None, None, None, None
-
-
-def _gradients(ctx, dz: Tensor | None, backward: Callable) -> tuple[Tensor | None, ...]:
-    """Gradients of x, weight and bias: by `backward`, or by torch where they must be differentiable themselves."""
-    wanted = ctx.needs_input_grad[:3]
-    if dz is None:
-        return None, None, None
-    x, weight, bias, saved = ctx.saved_tensors
-    eps, activation, slope = ctx.fused
-    if not torch.is_grad_enabled():
-        gradients = backward(dz, x, weight, bias, saved, activation, slope, wanted[0])
-        return tuple(g if want else None for g, want in zip(gradients, wanted, strict=True))
-    with torch.enable_grad():
-        z = _activate(_normalize_by_batch_in_torch(x, weight, bias, eps)[0], activation, slope)
-    inputs = [t for t, want in zip((x, weight, bias), wanted, strict=True) if want]
-    found = iter(torch.autograd.grad(z, inputs, dz, create_graph=True))
-    return tuple(next(found) if want else None for want in wanted)
-
-
-@torch.library.custom_op("batchnorm::normalize_by_batch", mutates_args=(), device_types="cpu")
-def _normalize_by_batch(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, activation: str | None, slope: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """z, (mean, unbiased var), and what the backward wants: the kernel as `torch.compile` and `torch.export` see it."""
-    dense, weight, bias = _as_kernel_takes(x, weight, bias)
-    z, batch, saved = kernels.forward(dense, weight, bias, eps, activation, slope)
-    return (z if dense is x else torch.empty_like(x).copy_(z)), batch, saved
-
-
-@torch.library.custom_op("batchnorm::normalize_by_batch_backward", mutates_args=(), device_types="cpu")
-def _normalize_by_batch_backward(
-    dz: Tensor,
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    saved: Tensor,
-    activation: str | None,
-    slope: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x, weight and bias."""
-    dense, weight, bias = _as_kernel_takes(x, weight, bias)
-    dx, dweight, dbias = kernels.backward(dz.to(dense.dtype), dense, weight, bias, saved, activation, slope)
-    assert dx is not None
-    return (dx if dense is x else torch.empty_like(x).copy_(dx)), dweight, dbias
-
-
-def _as_kernel_takes(x: Tensor, *channelwise: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """What an operator is called with, dense and of a dtype that the kernel has.
-
-    A program may be cast, or run under autocast, after it was exported with other dtypes and strides.
-    """
-    x = x.float() if x.dtype == torch.float16 else x
-    weight, bias = (t if t is None else t.float().contiguous() for t in channelwise)
-    if not _kernel_fits(x, weight, bias):
-        what = ", ".join("None" if t is None else f"{tuple(t.shape)} {t.dtype}" for t in (x, weight, bias))
-        raise BatchNormError(
-            "batchnorm::normalize_by_batch wants x of two axes or more, float32, bfloat16 or float16, and weight and "
-            f"bias of its channels; got {what}. Export the network again in this dtype."
-        )
-    return (x if kernels.is_channels_last(x) is not None else x.contiguous()), weight, bias
-
-
-@_normalize_by_batch.register_fake
-def _(x: Tensor, *_: object) -> tuple[Tensor, ...]:
-    batch, saved = (x.new_empty((2, x.shape[1]), dtype=dtype) for dtype in (torch.float32, torch.float64))
-    return torch.empty_like(x), batch, saved
-
-
-@_normalize_by_batch_backward.register_fake
-def _(_dz: Tensor, x: Tensor, *_: object) -> tuple[Tensor, ...]:
-    dweight, dbias = (x.new_empty(x.shape[1], dtype=torch.float32) for _ in range(2))
-    return torch.empty_like(x), dweight, dbias
-
-
-def _set_up_context(ctx, inputs, output):
-    x, weight, bias, *ctx.fused = inputs
-    ctx.save_for_backward(x, weight, bias, output[2])
-
-
-def _operator_gradients(ctx, dz, *_):
-    return *_gradients(ctx, dz, lambda *args: _normalize_by_batch_backward(*args[:-1])), None, None, None
-
-
-_normalize_by_batch.register_autograd(_operator_gradients, setup_context=_set_up_context)
-
-
-def _normalize_by_batch_in_torch(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    channels = x.shape[1] if x.dim() > 1 else 0
-    # torch blends its running statistics in place: from zero with momentum 1 they become the batch's own.
-    # An empty batch leaves them as they are, NaN then: there is nothing to blend in.
-    start = 0.0 if x.numel() else math.nan
-    mean, var = (x.new_full((channels,), start, dtype=_statistics_dtype(x)) for _ in range(2))
-    return F.batch_norm(x, mean, var, weight, bias, training=True, momentum=1.0, eps=eps), mean, var
-
-
 def _all_finite(mean: Tensor, var: Tensor) -> bool:
     # A finite sum has finite terms, and costs a third of the full check; an infinite one may have overflowed.
     return math.isfinite(float(mean.sum() + var.sum())) or bool((mean.isfinite() & var.isfinite()).all())
 
 
-def _statistics_dtype(x: Tensor) -> torch.dtype:
-    return torch.promote_types(x.dtype, torch.float32)
-
-
 def _widened(x: Tensor, channels: MaybeTensor) -> MaybeTensor:
     # Beside a half-precision x torch takes all of mean, var, gamma and beta in float32, or none of them.
-    if channels is None or channels.dtype == torch.float32 or _statistics_dtype(x) == x.dtype:
+    if channels is None or channels.dtype == torch.float32 or in_torch.statistics_dtype(x) == x.dtype:
         return channels
     return channels.float()
-
-
-def _activate(y: Tensor, activation: Activation | None, negative_slope: float) -> Tensor:
-    # In place, since y is ours alone and its own backward never reads it.
-    match activation:
-        case "relu":
-            return torch.relu_(y)
-        case "leaky_relu":
-            if negative_slope < 0:  # torch's in-place backward can't tell the two sides apart then
-                return F.leaky_relu(y, negative_slope)
-            return F.leaky_relu_(y, negative_slope)
-        case "sigmoid":
-            return torch.sigmoid_(y)
-        case None:
-            return y

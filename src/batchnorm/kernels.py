@@ -37,6 +37,22 @@ def is_channels_last(x: Tensor) -> bool | None:
     return True if last else None
 
 
+def fits(x: Tensor, *channelwise: Tensor | None) -> bool:
+    """Whether device, dtype and axes are those of the kernels, and each of `channelwise` is of the channels of `x`."""
+    if not x.is_cpu or x.dtype not in DTYPES or x.layout != torch.strided or x.dim() < 2:
+        return False
+    return are_statistics(x.size(1), *channelwise)
+
+
+def are_statistics(channels: int, *tensors: Tensor | None) -> bool:
+    """Whether each is None or a float32 value a channel, side by side."""
+    shape = (channels,)
+    for t in tensors:  # not all(): this runs at every step of every layer
+        if t is not None and not (t.dtype == torch.float32 and t.is_cpu and t.shape == shape and t.is_contiguous()):
+            return False
+    return True
+
+
 def forward(
     x: Tensor,
     weight: Tensor | None,
