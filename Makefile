@@ -19,11 +19,25 @@ lint: $(VENV)/lint
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
 
+# A folder that no run before it has written; of one moment, for all lines.
+OUT ?= build/bench-$(shell date +%Y%m%d-%H%M%S)
+OUT := $(OUT)
+BENCH = $(VENV)/bin/python benchmarks
+
 bench: $(VENV)/lint
-	$(VENV)/bin/python benchmarks/bench_mnist.py
-	$(VENV)/bin/python benchmarks/bench_batch_norm.py --layout NCHW
-	$(VENV)/bin/python benchmarks/bench_batch_norm.py --layout NHWC
-	$(VENV)/bin/python benchmarks/bench_inception.py
+	mkdir -p $(OUT)
+	$(BENCH)/bench_mnist.py
+	$(BENCH)/bench_batch_norm.py --layout NCHW --threads 1 --out $(OUT)/NCHW-float32-1.json
+	$(BENCH)/bench_batch_norm.py --layout NCHW --compile --out $(OUT)/NCHW-float32-2.json
+	$(BENCH)/bench_batch_norm.py --layout NHWC --threads 1 --out $(OUT)/NHWC-float32-1.json
+	$(BENCH)/bench_batch_norm.py --layout NHWC --compile --out $(OUT)/NHWC-float32-2.json
+	$(BENCH)/bench_batch_norm.py --layout NHWC --dtype bfloat16 --out $(OUT)/NHWC-bfloat16-2.json
+	$(BENCH)/plot_batch_norm.py $(OUT)
+	$(BENCH)/bench_threshold.py --out $(OUT)/threshold.json
+	$(BENCH)/bench_chain.py --only chains --out $(OUT)/chain.json
+	$(BENCH)/bench_chain.py --only inception --batch 8 --out $(OUT)/inception.json
+	$(BENCH)/bench_memory.py --out $(OUT)/memory.json
+	$(BENCH)/bench_inception.py --out $(OUT)/training.json
 
 # A stamp per set of extras, made again when the build or the dependencies change.
 $(VENV)/%: $(SOURCES)

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import torch
+from machine import described
 from torch import Tensor, nn
 
 import batchnorm as bn
@@ -48,12 +49,24 @@ def step(network: nn.Module, x: Tensor) -> float:
     return time.perf_counter() - start
 
 
+def check(ours: nn.Module, theirs: nn.Module, x: Tensor, tolerance: float) -> None:
+    """Raise unless a training step gives the same output and gradients, by their norms."""
+    found = []
+    for network in (ours, theirs):
+        z = network(x)
+        found.append([z.detach(), *torch.autograd.grad(z.square().mean(), list(network.parameters()))])
+    off = max(float((one - other).norm() / other.norm()) for one, other in zip(*found, strict=True))
+    if not off <= tolerance:
+        raise SystemExit(f"a step with our layers is {off:.1e} off torch's")
+
+
 def measure(name: str, network: nn.Module, x: Tensor, layout: str, rounds: int) -> dict:
     x = x.contiguous(memory_format=FORMATS[layout])
     ours = copy.deepcopy(network).to(memory_format=FORMATS[layout])  # pyright: ignore[reportCallIssue]
     pair = {"torch": torchs(ours), "ours": ours}
-    with torch.no_grad():  # the same function before the clock starts
-        torch.testing.assert_close(pair["ours"](x), pair["torch"](x), rtol=1e-2, atol=1e-2)
+    # In the whole network masks that rounding decides otherwise add up: torch's own gradients move by 2 % when the input
+    # changes by 1e-7.
+    check(pair["ours"], pair["torch"], x, 1e-5 if name.startswith("chain") else 5e-2)
     seconds: dict[str, list[float]] = {which: [] for which in pair}
     threads, cpu = {}, dict.fromkeys(pair, 0.0)
     for round_ in range(rounds + 1):
@@ -100,7 +113,7 @@ def main() -> None:
                 rows.append(measure(name, network, x, layout, args.rounds if "chain" in name else 3))
                 print({key: value for key, value in rows[-1].items() if key != "rounds_ms"}, flush=True)
     if args.out:
-        record = {"batch": args.batch, "keep_memory": kept, "torch": torch.__version__, "rows": rows}
+        record = {"batch": args.batch, "keep_memory": kept, **described(), "rows": rows}
         args.out.write_text(json.dumps(record, indent=1) + "\n")
 
 

@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -31,6 +30,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from bench_images import write_images
+from machine import described
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -241,9 +241,7 @@ def main() -> None:
     result: dict[str, Any] = {
         "network": f"BN-Inception, batch {BATCH}, {SIZE}x{SIZE}",
         "threads": options.threads,
-        "torch": torch.__version__,
-        "cpu": platform.processor() or platform.machine(),
-        "kernels": bn.kernels_available(),
+        **described(),
     }
     if options.part in (None, "training"):
         result["training"] = train_in_turns(options.threads, options.rounds)

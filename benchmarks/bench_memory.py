@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from machine import described
+
 STEP = """
 import json, resource, time, torch, batchnorm as bn
 torch.set_num_threads({threads})
@@ -36,7 +38,8 @@ def main() -> None:
         rows.append(json.loads(done.stdout))
         print(f"kept {rows[-1]['kept']}: {min(rows[-1]['ms']):.1f} ms a step, peak {rows[-1]['peak_mb']:.0f} MB")
     if args.out:
-        args.out.write_text(json.dumps({"shape": [32, 64, 112, 112], "threads": args.threads, "rows": rows}) + "\n")
+        record = {"shape": [32, 64, 112, 112], "threads": args.threads, **described(), "rows": rows}
+        args.out.write_text(json.dumps(record) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""Below how many values torch's operations are faster than the way to the kernel: python benchmarks/bench_threshold.py.
+"""Below how many values torch is faster than the way to the kernel: python benchmarks/bench_threshold.py.
 
-A layer of ours, forward and backward in training and forward in inference, forced to the one and to the other, which
-alternate; the median of the ratio torch / kernel of many rounds. `FEWEST_IN_INFERENCE` in functional.py is about the
-size from which the kernel is no slower without an activation; with one it is the faster one there.
+Forward and backward in training, and forward in inference, of three contenders that take turns: a layer of ours by the
+kernel, the same by torch's operations ("fallback"), and torch's own layer, with an in-place ReLU where ours has one
+fused ("layer"). Medians, over many rounds, of their times over the kernel's. `FEWEST_IN_INFERENCE` in functional.py is
+about the size from which the kernel is no slower than the fallback without an activation; with one it is faster there.
 """
 
 from __future__ import annotations
@@ -12,9 +13,12 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
+from machine import described
+from torch import Tensor, nn
 
 import batchnorm as bn
 from batchnorm import functional, kernels
@@ -24,6 +28,7 @@ SHORT = [(256, 512, 3, 3), (128, 128, 14, 1), (65536, 3, 2, 2)]  # maps of fewer
 MAPS = [(4, 16, 16, 16), (8, 16, 14, 14), (8, 32, 14, 14), (32, 32, 7, 7), (32, 64, 7, 7), (32, 128, 7, 7)]
 COMPILED = kernels._kernels
 CALLS = 40  # between two looks at the clock
+Runs = dict[str, Callable[[], object]]
 
 
 def seconds(run: Callable[[], object], by_kernel: bool) -> float:
@@ -34,34 +39,51 @@ def seconds(run: Callable[[], object], by_kernel: bool) -> float:
     return time.perf_counter() - start
 
 
-def ratio(run: Callable[[], object], rounds: int) -> tuple[float, float]:
-    """Median of torch's time over the kernel's, and microseconds of the kernel."""
-    pairs = [(seconds(run, False), seconds(run, True)) for _ in range(rounds + 2)][2:]
-    return statistics.median(a / b for a, b in pairs), statistics.median(b for _, b in pairs) / CALLS * 1e6
+def compare(runs: Runs, rounds: int) -> dict[str, float]:
+    """Microseconds of the kernel, and how many times as long the others take."""
+    turns = [
+        {name: seconds(runs[name], name == "kernel") for name in list(runs)[:: 1 if i % 2 else -1]}
+        for i in range(rounds + 2)
+    ][2:]  # the first warm up
+    found = {name: statistics.median(t[name] / t["kernel"] for t in turns) for name in runs if name != "kernel"}
+    return {"us": round(statistics.median(t["kernel"] for t in turns) / CALLS * 1e6, 1)} | {
+        name: round(ratio, 3) for name, ratio in found.items()
+    }
 
 
 def row(shape: tuple[int, ...], channels_last: bool, activation: functional.Activation | None, rounds: int) -> dict:
     x, dz = torch.randn(shape), torch.randn(shape)
     if channels_last:
         x, dz = (t.contiguous(memory_format=torch.channels_last) for t in (x, dz))
-    kind = bn.BatchNorm1d if len(shape) == 2 else bn.BatchNorm2d
-    layer = kind(shape[1], activation=activation)
-    trained = x.clone().requires_grad_()
-    parameters = [trained, *layer.parameters()]
-    training, training_us = ratio(lambda: torch.autograd.grad(layer(trained), parameters, dz), rounds)
-    layer.eval()
-    with torch.no_grad():
-        inference, inference_us = ratio(lambda: layer(x), rounds)
+    x.requires_grad_()
+    flat = len(shape) == 2
+    ours = (bn.BatchNorm1d if flat else bn.BatchNorm2d)(shape[1], activation=activation)
+    theirs = nn.Sequential((nn.BatchNorm1d if flat else nn.BatchNorm2d)(shape[1]))
+    if activation:
+        theirs.append(nn.ReLU(inplace=True))
+    networks = {"kernel": ours, "fallback": ours, "layer": theirs}
+    found = {}
+    for phase, run in (("training", train), ("inference", infer)):
+        for network in networks.values():
+            network.train(phase == "training")
+        torch.testing.assert_close(run(ours, x, dz), run(theirs, x, dz), rtol=1e-4, atol=1e-4)
+        found[phase] = compare({name: partial(run, network, x, dz) for name, network in networks.items()}, rounds)
     return {
         "shape": shape,
         "values": x.numel(),
         "channels_last": channels_last,
         "activation": activation,
-        "training": round(training, 3),
-        "training_us": round(training_us, 1),
-        "inference": round(inference, 3),
-        "inference_us": round(inference_us, 1),
+        **found,
     }
+
+
+def train(network: nn.Module, x: Tensor, dz: Tensor) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(network(x), [x, *network.parameters()], dz)
+
+
+@torch.no_grad()
+def infer(network: nn.Module, x: Tensor, _dz: Tensor) -> Tensor:
+    return network(x)
 
 
 def main() -> None:
@@ -78,9 +100,10 @@ def main() -> None:
             for activation in (None, "relu"):
                 rows.append(row(shape, last, activation, args.rounds))
                 print(" ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
+    kernels._kernels = COMPILED
     if args.out:
-        record = {"threads": args.threads, "torch": torch.__version__, "kernels": COMPILED.target()}
-        args.out.write_text(json.dumps({**record, "rows": rows}, indent=1) + "\n")
+        record = {"threads": args.threads, **described(), "rows": rows}
+        args.out.write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,14 +1,15 @@
-"""The table and the picture of records/kernels, from its JSON alone."""
+"""The table and the picture of records/kernels, or of another folder: python benchmarks/plot_batch_norm.py [folder]."""
 
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+from bench_batch_norm import PASSES
 
 RECORDS = Path(__file__).parents[1] / "records" / "kernels"
-PASSES = {"NCHW": 5, "NHWC": 8}  # forward and backward, the fewest that the layout allows
 NAMES = {"torch": "torch eager", "compile": "torch.compile", "ours": "batchnorm"}
 COLOURS = {"torch": "#9aa5b1", "compile": "#cfd6dd", "ours": "#2266aa"}
 
@@ -28,9 +29,10 @@ HEAD = (
 
 
 def main() -> None:
-    records = {path.stem: json.loads(path.read_text()) for path in sorted(RECORDS.glob("N*.json"))}
+    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else RECORDS
+    records = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("N*.json"))}
     print(table(records))
-    draw(records)
+    draw(records, folder / "batch_norm.png")
 
 
 def table(records: dict[str, dict]) -> str:
@@ -64,9 +66,9 @@ def spread(summary: dict, name: str) -> str:
     return f"{summary['ms'][name]:.1f} ({low:.1f} to {high:.1f})"
 
 
-def draw(records: dict[str, dict]) -> None:
-    figure, axes = plt.subplots(1, len(records), figsize=(3 * len(records), 4), layout="constrained")
-    for axis, (name, record) in zip(axes, records.items(), strict=True):
+def draw(records: dict[str, dict], picture: Path) -> None:
+    figure, axes = plt.subplots(1, len(records), squeeze=False, figsize=(3 * len(records), 4), layout="constrained")
+    for axis, (name, record) in zip(axes[0], records.items(), strict=True):
         milliseconds = record["summary"]["ms"]
         shown = [c for c in NAMES if c in milliseconds]
         bars = axis.bar(
@@ -88,8 +90,8 @@ def draw(records: dict[str, dict]) -> None:
         axis.set_title(f"{layout}, {dtype}, {threads} thread{'s' if threads != '1' else ''}", fontsize=10)
         axis.spines[["top", "right"]].set_visible(False)
         axis.tick_params(labelsize=8)
-    axes[0].set_ylabel("ms, forward + backward of 69 layers, batch 32")
-    figure.savefig(RECORDS / "batch_norm.png", dpi=120)
+    axes[0][0].set_ylabel("ms, forward + backward of 69 layers, batch 32")
+    figure.savefig(picture, dpi=120)
 
 
 if __name__ == "__main__":

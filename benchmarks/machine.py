@@ -1,0 +1,35 @@
+"""What a record says of its run beside the numbers."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import time
+from pathlib import Path
+
+import torch
+
+import batchnorm as bn
+
+KEPT = "M_MMAP_MAX=0, M_TRIM_THRESHOLD=-1, M_TOP_PAD=64M for all contenders"
+
+
+def described() -> dict[str, str]:
+    """Machine, versions, commit and date."""
+    head = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+    )
+    return {
+        "cpu": cpu(),
+        "torch": torch.__version__,
+        "kernels": bn.kernels._kernels.target() if bn.kernels_available() else "none",
+        "commit": head.stdout.strip(),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def cpu() -> str:
+    """The processor's name, where Linux tells it."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
