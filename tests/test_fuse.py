@@ -117,22 +117,88 @@ def test_a_subclass_that_holds_its_activation_is_fused(act, activation):
     assert after.state_dict()["1.num_batches_tracked"] == 3
 
 
+class ByBatch(nn.BatchNorm2d):
+    """A subclass that is plain in training only."""
+
+    def forward(self, input):
+        running = (None, None) if not self.training else (self.running_mean, self.running_var)
+        if self.training:
+            self.num_batches_tracked.add_(1)  # pyright: ignore[reportOptionalMemberAccess]
+        return F.batch_norm(input, *running, self.weight, self.bias, True, 0.1, self.eps)
+
+
+class Twice(bn.BatchNorm2d):
+    def forward(self, input):
+        return 2 * super().forward(input)
+
+
+def hooked(register):
+    layer = nn.BatchNorm2d(3)
+    getattr(layer, register)(lambda *_: None)
+    return layer
+
+
 @pytest.mark.parametrize(
     ("layer", "reason"),
     [
-        (BatchNormAct(3, nn.Identity()), "adds no activation"),
         (BatchNormAct(3, nn.SiLU()), "SiLU follows it"),
         (BatchNormAct(3, nn.ReLU(), scale=2.0), "does more than BN"),
+        (ByBatch(3), "ByBatch does more than BN"),
+        (Twice(3), "Twice is a subclass of the fused layer already"),
         (nn.SyncBatchNorm(3), "no fused counterpart"),
         (bn.BatchNorm2d(3, activation="relu"), "fused with relu already"),
+        (hooked("register_forward_hook"), "it has hooks"),
+        (hooked("register_full_backward_hook"), "it has hooks"),
+        (hooked("register_full_backward_pre_hook"), "it has hooks"),
     ],
 )
-def test_what_is_not_fused_has_its_reason(layer, reason):
+def test_what_is_left_has_its_reason(layer, reason):
     model, x = nn.Sequential(layer, nn.ReLU()).eval(), torch.randn(IMAGE)
     result = bn.fuse(model, x)
-    assert activations(result) == [None], result
+    assert [(row.activation, row.swapped) for row in result.rows] == [(None, False)], result
     assert reason in result.rows[0].reason
+    assert type(result.model.get_submodule("0")) is type(layer)
     close(result.model(x), model(x))
+
+
+ALONE = {
+    "before an addition": (lambda layers, x: F.relu(layers["norm"](x) + x), "add follows it"),
+    "last": (lambda layers, x: layers["norm"](x), "output follows it"),
+    "read twice": (lambda layers, x: (lambda y: F.relu(y) + y)(layers["norm"](x)), "used more than once"),
+    "called twice": (lambda layers, x: layers["norm"](F.relu(layers["norm"](x))), "output follows it"),
+    "followed by two": (lambda layers, x: layers["norm"](x).relu() + layers["norm"](x).sigmoid(), "by different"),
+}
+
+
+@pytest.mark.parametrize("case", ALONE)
+@pytest.mark.parametrize(
+    "norm", [nn.BatchNorm2d(3, momentum=None), bn.BatchNorm2d(3), BatchNormAct(3, nn.Identity())], ids=lambda n: type(n)
+)
+def test_a_batch_norm_without_an_activation_becomes_the_layer_alone(case, norm):
+    forward, reason = ALONE[case]
+    torch.manual_seed(0)
+    model = Call(lambda layers, x: forward(layers, layers["conv"](x)), conv=nn.Conv2d(3, 3, 1), norm=norm)
+    x = torch.randn(IMAGE)
+    result = bn.fuse(model, x)
+    (row,) = result.rows
+    assert (row.activation, row.swapped) == (None, True)
+    assert ("BatchNormAct adds no activation" if isinstance(norm, BatchNormAct) else reason) in row.reason
+    layer = result.model.get_submodule("layers.norm")
+    assert type(layer) is bn.BatchNorm2d
+    assert layer.activation is None
+    before, after = trained(copy.deepcopy(model), x), trained(result.model, x)
+    assert list(after.state_dict()) == list(before.state_dict())
+    for name, value in before.state_dict().items():
+        close(after.state_dict()[name], value)
+    close(after.eval()(x), before.eval()(x))
+
+
+def test_half_of_a_residual_network_is_fused_and_the_rest_alone():
+    model = pytest.importorskip("torchvision").models.resnet18(weights=None)
+    result = bn.fuse(model, torch.randn(1, 3, 64, 64))
+    assert str(result).endswith("\n9 of 20 fused, 11 alone, 0 left")
+    norms = [layer for layer in result.model.modules() if isinstance(layer, nn.BatchNorm2d)]
+    assert [type(layer) for layer in norms] == [bn.BatchNorm2d] * 20
 
 
 def test_an_output_read_twice_is_not_fused():
@@ -213,10 +279,12 @@ def test_a_fused_network_folds():
 
 
 def test_the_result_prints_as_a_table():
-    lines = str(bn.fuse(nn.Sequential(nn.BatchNorm2d(3), nn.ReLU(), nn.BatchNorm2d(3), nn.Tanh()), torch.randn(IMAGE)))
-    assert lines.splitlines()[2].split() == ["0", "relu"]
-    assert lines.splitlines()[3].split() == ["2", "-", "Tanh", "follows", "it"]
-    assert lines.splitlines()[4] == "1 of 2 fused"
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.ReLU(), nn.BatchNorm2d(3), nn.Tanh(), nn.SyncBatchNorm(3)).eval()
+    lines = str(bn.fuse(model, torch.randn(IMAGE))).splitlines()
+    assert lines[2].split() == ["0", "relu"]
+    assert lines[3].split() == ["2", "alone", "Tanh", "follows", "it"]
+    assert lines[4].split() == ["4", "left", "SyncBatchNorm", "has", "no", "fused", "counterpart"]
+    assert lines[5] == "1 of 3 fused, 1 alone, 1 left"
 
 
 BLOCKS = st.lists(
