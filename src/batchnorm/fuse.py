@@ -83,12 +83,7 @@ def fuse(model: nn.Module, example_inputs: Any) -> FuseResult:
         BatchNormError: a network that cannot be traced.
     """
     network = trace(model, example_inputs, trainable=True)
-    rows = []
-    for layer, calls in _layers(network).items():
-        try:
-            rows.append(_fuse_layer(network, layer, calls))
-        except BatchNormError as error:
-            rows.append(FuseRow(network.label(calls[0]), None, str(error), swapped=False))
+    rows = [_row(network, layer, calls) for layer, calls in _layers(network).items()]
     fused = network.as_module()
     for node in fused.graph.nodes:
         node.meta.clear()
@@ -102,6 +97,13 @@ def _layers(network: Network) -> dict[nn.Module, list[fx.Node]]:
         if layer is not None and network.is_batch_norm(node):
             layers.setdefault(layer, []).append(node)
     return layers
+
+
+def _row(network: Network, layer: nn.Module, calls: list[fx.Node]) -> FuseRow:
+    try:
+        return _fuse_layer(network, layer, calls)
+    except BatchNormError as error:
+        return FuseRow(network.label(calls[0]), None, str(error), swapped=False)
 
 
 def _fuse_layer(network: Network, layer: nn.Module, calls: list[fx.Node]) -> FuseRow:
