@@ -562,10 +562,23 @@ def test_the_result_prints_as_a_table():
     assert lines[2] == ["features.2", "removed"]
     assert lines[3] == ["features.0", "skipped", "left", "out", "by", "where"]
     assert lines[5] == ["head.0", "inserted", "head.0_bn", "dropped", "before", "head.1"]
-    assert lines[6][:3] == ["largest", "relative", "error:"]
+    assert lines[6] == ["1", "inserted"]
+    assert lines[7][:3] == ["largest", "relative", "error:"]
 
 
 def test_a_network_that_cannot_be_traced_is_an_error():
     model = Model(lambda m, x: m.fc(x).relu() if x.sum() > 0 else x, fc=lambda: nn.Linear(4, 4))
     with pytest.raises(bn.BatchNormError, match="cannot be traced for training"):
         bn.insert(model, randn(8, 4))
+
+
+@pytest.mark.parametrize(
+    ("layers", "summary"),
+    [
+        ([nn.Conv2d(3, 3, 1)], "0 inserted: the network has no nonlinearity"),
+        ([nn.ReLU()] * 5, "0 inserted: 0: not fed by an affine layer, but by the network's input"),
+        ([nn.Conv2d(3, 3, 1), nn.ReLU()], "1 inserted"),
+    ],
+)
+def test_the_summary_counts_and_says_why_nothing_was_inserted(layers, summary):
+    assert str(bn.insert(nn.Sequential(*layers), torch.randn(2, 3, 4, 4))).splitlines()[-1].startswith(summary)

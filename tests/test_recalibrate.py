@@ -362,6 +362,10 @@ def test_a_layer_without_running_statistics_goes_on_without():
         (nn.Linear(4, 4), "Linear has no BatchNorm layer"),
         (nn.Sequential(nn.InstanceNorm1d(4, track_running_stats=True)), "Sequential has no BatchNorm layer"),
         (nn.BatchNorm1d(4, track_running_stats=False), "every BatchNorm layer keeps what it has"),
+        (
+            nn.Sequential(*(nn.BatchNorm1d(4, track_running_stats=False) for _ in range(20))),
+            r"; '4': has no running statistics; and 15 more\)",
+        ),
         (nn.Sequential(nn.LazyBatchNorm1d()), "'0' is a lazy layer without a shape yet"),
     ],
 )

@@ -348,3 +348,10 @@ def test_a_frozen_layer_remembers_the_mode_that_was_asked_for():
     module = trace(model, torch.randn(3, 4), trainable=True).as_module()
     bn.unfreeze(module)
     assert module.get_submodule("1").training
+
+
+@pytest.mark.parametrize("transform", [bn.fold, bn.fuse, bn.insert])
+@pytest.mark.parametrize("example", ["abc", (1, 3, 8, 8), torch.Size([1, 3]), None, {"input": 3}])
+def test_example_inputs_without_a_tensor_say_what_to_give(transform, example):
+    with pytest.raises(bn.BatchNormError, match=r"hold no tensor; got .*Wanted a tensor.*make one: torch\.randn\(1, 3"):
+        transform(nn.Sequential(nn.Conv2d(3, 3, 1)), example)

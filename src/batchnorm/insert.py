@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from .batches import check_batches, in_eval, run_batch
 from .compare import largest_error, run
-from .errors import BatchNormError
+from .errors import BatchNormError, first_few
 from .graph import Network
 from .layers import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from .moments import Moments
@@ -67,7 +67,11 @@ class InsertResult:
     def __str__(self) -> str:
         cells = [(r.place, r.action, r.layer, r.bias, r.note) for r in self.rows]
         table = format_table(("place", "action", "layer", "bias", "note"), cells)
-        return table if self.max_error is None else f"{table}\nlargest relative error: {self.max_error:.1e}"
+        inserted = sum(row.action == "inserted" for row in self.rows)
+        skipped = [f"{row.place}: {row.note}" for row in self.rows if row.action == "skipped"]
+        why = "" if inserted else f": {first_few(skipped, 3) or 'the network has no nonlinearity'}"
+        error = "" if self.max_error is None else f"\nlargest relative error: {self.max_error:.1e}"
+        return f"{table}\n{inserted} inserted{why}{error}"
 
 
 def insert(

@@ -18,7 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm, _LazyNormBase
 from torch.nn.parallel import DistributedDataParallel
 
 from .batches import check_batches, device_of, in_eval, run_batch
-from .errors import BatchNormError
+from .errors import BatchNormError, first_few
 from .moments import Moments
 from .table import format_table
 
@@ -187,7 +187,7 @@ def _choose(model: nn.Module) -> tuple[dict[str, _BatchNorm], dict[str, str]]:
         return layers, notes
     if not notes:
         raise BatchNormError(f"{type(model).__name__} has no BatchNorm layer: nothing to recalibrate")
-    kept = "; ".join(f"{name!r}: {note}" for name, note in list(notes.items())[:5])
+    kept = first_few([f"{name!r}: {note}" for name, note in notes.items()])
     raise BatchNormError(
         f"nothing to recalibrate, every BatchNorm layer keeps what it has ({kept}). "
         "Call bn.unfreeze(model), or model.eval() to recalibrate layers that are in eval."

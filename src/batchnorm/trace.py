@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import reprlib
 from typing import Any, cast
 
 import torch
@@ -70,6 +71,11 @@ def trace(model: nn.Module, example_inputs: Any, *, trainable: bool = False) -> 
 def example_args(model: nn.Module, example_inputs: Any) -> Call:
     """Example inputs, a tensor, a tuple or list of arguments or a dict of named ones, as (args, kwargs) of one call."""
     _check_model(model)
+    if not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(example_inputs)):
+        raise BatchNormError(
+            f"example_inputs hold no tensor; got {reprlib.repr(example_inputs)}. Wanted a tensor, a tuple of arguments "
+            "or a dict of named ones. Of a shape such as (1, 3, 64, 64) make one: torch.randn(1, 3, 64, 64)"
+        )
     match example_inputs:
         case dict():
             args, kwargs = (), example_inputs
