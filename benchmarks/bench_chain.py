@@ -64,9 +64,9 @@ def measure(name: str, network: nn.Module, x: Tensor, layout: str, rounds: int) 
     x = x.contiguous(memory_format=FORMATS[layout])
     ours = copy.deepcopy(network).to(memory_format=FORMATS[layout])  # pyright: ignore[reportCallIssue]
     pair = {"torch": torchs(ours), "ours": ours}
-    # In the whole network masks that rounding decides otherwise add up: torch's own gradients move by 2 % as the input
-    # changes by 1e-7.
-    check(pair["ours"], pair["torch"], x, 1e-5 if name.startswith("chain") else 5e-2)
+    # A chain: torch's channels-last sums are off by up to 5e-5. In the whole network masks that rounding flips
+    # add up: torch's own gradients move by 2 % as the input changes by 1e-7.
+    check(pair["ours"], pair["torch"], x, 1e-4 if name.startswith("chain") else 5e-2)
     seconds: dict[str, list[float]] = {which: [] for which in pair}
     threads, cpu = {}, dict.fromkeys(pair, 0.0)
     for round_ in range(rounds + 1):

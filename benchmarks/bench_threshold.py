@@ -66,7 +66,8 @@ def row(shape: tuple[int, ...], channels_last: bool, activation: functional.Acti
     for phase, run in (("training", train), ("inference", infer)):
         for network in networks.values():
             network.train(phase == "training")
-        torch.testing.assert_close(run(ours, x, dz), run(theirs, x, dz), rtol=1e-4, atol=1e-4)
+        # Torch's sums of 262,144 values of a channel, channels last, are off by 3e-4.
+        torch.testing.assert_close(run(ours, x, dz), run(theirs, x, dz), rtol=1e-3, atol=1e-4)
         found[phase] = compare({name: partial(run, network, x, dz) for name, network in networks.items()}, rounds)
     return {
         "shape": shape,

@@ -5,9 +5,11 @@
 #include <cstdio>
 #include <cstring>
 #include <memory>
+#include <thread>
 #include <vector>
 
 #include "batch_norm.hpp"
+#include "threads.hpp"
 
 using namespace batchnorm;
 
@@ -124,9 +126,20 @@ bool run(const Problem& shape, T one, float scale) {
     return good;
 }
 
+// Whether a region of two threads runs on two, where there is a pool to run it.
+bool pool_is_shared() {
+    std::thread::id ids[2];
+    parallel(2, [&](int thread, int) { ids[thread] = std::this_thread::get_id(); });
+    return !has_pool() || (ids[1] != std::thread::id() && ids[0] != ids[1]);
+}
+
 }  // namespace
 
 int main() {
+    if (!pool_is_shared()) {
+        std::printf("two threads were asked for, one came\n");
+        return 1;
+    }
     std::vector<int64_t> sizes{31, 32, 33, 63, 64, 65, 129};
     for (int64_t s = 1; s <= 17; ++s) sizes.push_back(s);
     const std::vector<int64_t> channels{1, 2, 3, 16, 17, 64, 65, 127, 129, 168, 192, 257, 1025};
@@ -151,5 +164,5 @@ int main() {
                     return 1;
                 }
             }
-    std::printf("%d runs\n", runs);
+    std::printf("%d runs, %s\n", runs, has_pool() ? "two threads" : "one thread");
 }

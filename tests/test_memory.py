@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from batchnorm import cli
+
 FAULTS = """
 import resource, torch, batchnorm as bn
 torch.set_num_threads(1)
@@ -26,4 +28,18 @@ def refaulted(keep):
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator is meant")
 def test_freed_memory_is_used_again():
-    assert refaulted(keep=True) < 0.05
+    assert refaulted(keep=True) < 0.05 * refaulted(keep=False)
+
+
+@pytest.mark.parametrize("command", [["mnist", "--steps", "1"], ["inception", "bn-baseline", "--data", "fashion"]])
+def test_the_trainers_of_the_command_line_keep_theirs(command, monkeypatch, tmp_path):
+    class Kept(Exception):
+        pass
+
+    def keep_memory():
+        raise Kept
+
+    monkeypatch.setattr(cli, "keep_memory", keep_memory)
+    monkeypatch.setattr("sys.argv", ["batchnorm", *command, "--out", str(tmp_path / "run")])
+    with pytest.raises(Kept):
+        cli.main()

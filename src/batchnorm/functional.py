@@ -72,8 +72,8 @@ def batch_norm(
         if momentum is None:
             raise BatchNormError("batch_norm wants a number for momentum; got None, which only layers can average by")
         return normalize_and_track(x, running_mean, running_var, momentum, weight, bias, *fused)[0]
-    check_running(x, running_mean, running_var)
     if running_mean is None or running_var is None:
+        check_running(x, running_mean, running_var)
         raise BatchNormError(
             "batch_norm with training=False wants running_mean and running_var; got None. "
             "Give both, or normalise by the batch with training=True."
@@ -97,7 +97,7 @@ def normalize_by_batch(
         BatchNormError: one value per channel, whose variance says nothing; an eps that is not positive.
     """
     _check_batch(x, eps)
-    weight, bias = _widened(x, weight), _widened(x, bias)
+    weight, bias = _widened(x, weight, bias)
     fused = activation if activation in kernels.ACTIVATIONS else None
     if _kernel_takes(x, 1, weight, bias):
         z, batch = differentiable.eager(x, weight, bias, eps, fused, negative_slope)
@@ -151,15 +151,19 @@ def normalize(
     activation: Activation | None = None,
     negative_slope: float = 0.01,
 ) -> Tensor:
-    """Normalise `x` by statistics that are constants: the inference half of Alg. 2, line 11."""
-    mean, var, weight, bias = _widened(x, mean), _widened(x, var), _widened(x, weight), _widened(x, bias)
+    """Normalise `x` by statistics that are constants: the inference half of Alg. 2, line 11.
+
+    Raises: what `check_running` raises.
+    """
+    mean, var = _widened(x, mean, var)
+    weight, bias = _widened(x, weight, bias)
+    constant = not (mean.requires_grad or var.requires_grad or differentiable.needs_grad(x, weight, bias))
     # Compilers fuse this one with its neighbours, and exporters know it: the kernel is for eager mode.
-    if _kernel_takes(x, FEWEST_IN_INFERENCE, weight, bias, mean, var) and not differentiable.needs_grad(
-        x, weight, bias
-    ):
+    if constant and _kernel_takes(x, FEWEST_IN_INFERENCE, weight, bias, mean, var):
         fused = activation if activation in kernels.ACTIVATIONS else None
         z = kernels.inference(x, mean, var, weight, bias, eps, fused, negative_slope)
         return z if fused == activation else in_torch.activate(z, activation, negative_slope)
+    check_running(x, mean, var)
     y = F.batch_norm(x, mean, var, weight, bias, training=False, eps=eps)
     return in_torch.activate(y, activation, negative_slope)
 
@@ -293,8 +297,8 @@ def _all_finite(mean: Tensor, var: Tensor) -> bool:
     return math.isfinite(float(mean.sum() + var.sum())) or bool((mean.isfinite() & var.isfinite()).all())
 
 
-def _widened(x: Tensor, channels: MaybeTensor) -> MaybeTensor:
+def _widened(x: Tensor, *channelwise: MaybeTensor) -> tuple[MaybeTensor, ...]:
     # Beside a half-precision x torch takes all of mean, var, gamma and beta in float32, or none of them.
-    if channels is None or channels.dtype == torch.float32 or in_torch.statistics_dtype(x) == x.dtype:
-        return channels
-    return channels.float()
+    if x.dtype not in (torch.float16, torch.bfloat16):
+        return channelwise
+    return tuple(c if c is None or c.dtype == torch.float32 else c.float() for c in channelwise)

@@ -96,8 +96,8 @@ class _FusedBatchNorm(_BatchNorm):
             if finite is False:
                 self._warn()
             return z
-        functional.check_running(input, running_mean, running_var)
         if self.training or running_mean is None or running_var is None:
+            functional.check_running(input, running_mean, running_var)
             return functional.normalize_by_batch(input, *fused)[0]
         return functional.normalize(input, running_mean, running_var, *fused)
 

@@ -1,0 +1,80 @@
+"""Tensors for the compiled kernels, and what they compute against the float64 oracle in numpy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import reference
+import torch
+
+from batchnorm import functional, kernels
+
+SLOPE = 0.1
+# float32: a handful of roundings of values near 1. bfloat16: half a unit in the last of its 8 bits.
+TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2**-8}
+VIEWS = {
+    "batch slice": lambda x: x[1:5],
+    "channel slice": lambda x: x[:, 1:4],
+    "strided": lambda x: x[..., ::2],
+    "transposed": lambda x: x.transpose(2, 3),
+    "flipped axes": lambda x: x.permute(3, 1, 2, 0),
+    "expanded": lambda x: x[:1].expand(5, -1, -1, -1),
+    "offset": lambda x: x.flatten()[3 : 3 + 4 * 6 * 5].view(4, 6, 5),
+}
+# Of a test file: the kernels are there, and take small tensors in inference too.
+by_the_kernels = [
+    pytest.mark.skipif(not kernels.kernels_available(), reason="built without the compiled kernels"),
+    pytest.mark.usefixtures("small_tensors_too"),
+]
+
+
+def to_numpy(t):
+    return t.detach().double().numpy()
+
+
+def make(shape, dtype=torch.float32, channels_last=False, seed=0):
+    """x, weight, bias, dz, with x and dz in the layout asked for."""
+    rng = torch.Generator().manual_seed(seed)
+    x = torch.randn(shape, generator=rng) * 2 + 3
+    dz = torch.randn(shape, generator=rng)
+    weight = torch.rand(shape[1], generator=rng) + 0.5
+    bias = torch.randn(shape[1], generator=rng)
+    layout = (lambda t: t.movedim(1, -1).contiguous().movedim(-1, 1)) if channels_last else (lambda t: t)
+    return layout(x.to(dtype)), weight, bias, layout(dz.to(dtype))
+
+
+def run(x, weight, bias, dz, activation, eps=1e-5):
+    """(z, mean, unbiased var, dx, dweight, dbias) by the public function's inner half."""
+    x, weight, bias = (t.detach().clone().requires_grad_() for t in (x, weight, bias))
+    z, mean, var = functional.normalize_by_batch(x, weight, bias, eps, activation, SLOPE)
+    return z, mean, var, *torch.autograd.grad(z, (x, weight, bias), dz)
+
+
+def check(x, weight, bias, dz, activation):
+    z, mean, var, dx, dweight, dbias = run(x, weight, bias, dz, activation)
+    arrays = [to_numpy(t) for t in (x, weight, bias)]
+    forward = (*arrays, 1e-5)
+    want = (
+        reference.forward(*forward, activation, SLOPE),
+        *reference.population(arrays[0]),
+        *reference.backward(to_numpy(dz), *forward, activation, SLOPE),
+    )
+    tolerance = TOLERANCE[x.dtype]
+    # At the kink of g, float32 and float64 may stand on different sides: there either gradient is right.
+    kink = (np.abs(reference.forward(*forward)) < 1e-4) & (activation is not None)
+    count = max(1, x.numel() // x.shape[1])
+    names = ("z", "mean", "var", "dx", "dweight", "dbias")
+    for name, got, expected in zip(names, (z, mean, var, dx, dweight, dbias), want, strict=False):
+        relative = 2e-6 if name in ("mean", "var") else tolerance
+        # A sum's own scale is that of its terms, and a value at the kink may be missing from it.
+        absolute = relative * (1 + np.abs(expected).max())
+        if name == "dx":  # its three terms may cancel: with two values a channel they leave nothing
+            absolute *= 1 + np.abs(arrays[1] / np.sqrt(want[2] + 1e-5)).max() * np.abs(to_numpy(dz)).max()
+        if name in ("dweight", "dbias"):
+            absolute = 4e-6 * np.sqrt(count) + kink.sum() * 10
+        error = np.abs(to_numpy(got) - expected)
+        allowed = absolute + relative * np.abs(expected)
+        if name == "dx":
+            allowed = np.where(kink, np.inf, allowed + kink.sum() * 20 / count)
+        assert got.shape == expected.shape
+        assert (error <= allowed).all(), f"{name}: off by {np.max(error - allowed)} more than allowed"
