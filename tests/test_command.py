@@ -202,7 +202,7 @@ def write_nothing(_state):
         (write_wrapped, r"and 12 more\. Its names begin with 'module\.': write the state_dict of the network inside$"),
         (write_nested, r"holds a dict with the keys epoch, state_dict; wanted tensors by name"),
         (write_list, r"holds <class 'list'>; wanted tensors by name"),
-        (write_junk, r"weights\.pt cannot be read: error: unpack requires"),
+        (write_junk, r"weights\.pt cannot be read: error: unpack requires.*\. Wanted model\.state_dict\(\), in a"),
         (write_script, r"weights\.pt cannot be read: .*TorchScript archive"),
         (write_nothing, r"there is no file weights\.pt"),
     ],

@@ -520,8 +520,10 @@ def test_a_command_without_runs_is_an_error(name, monkeypatch):
 def test_the_commands_evaluate_and_report(tree, finished, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["batchnorm", "evaluate", str(finished.folder), "--data", tree, "--workers", "0"])
     main()
-    assert "with every BN folded away" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "with every BN folded away" in said
     row = json.loads((finished.folder / "evaluations.jsonl").read_text().splitlines()[-1])
+    assert f"{row['images']} of {row['images']} images" in said  # progress, though not to a terminal
     assert row["top1"] == finished.rows()[-1]["top1"]
     monkeypatch.setattr(sys, "argv", ["batchnorm", "report", str(finished.folder), "--out", str(tmp_path / "report")])
     main()

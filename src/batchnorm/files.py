@@ -105,7 +105,10 @@ def _read(file: Path) -> Any:
             "Where you trust its source, load it there and write model.state_dict() into a .safetensors file."
         ) from error
     except Exception as error:
-        raise BatchNormError(f"{file} cannot be read: {type(error).__name__}: {first_line(error)}") from error
+        raise BatchNormError(
+            f"{file} cannot be read: {type(error).__name__}: {first_line(error)}. Wanted model.state_dict(), in a "
+            ".safetensors file or as torch.save writes it."
+        ) from error
 
 
 def check_out(file: Path, kinds: tuple[str, ...]) -> None:
