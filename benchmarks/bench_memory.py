@@ -38,7 +38,13 @@ def main() -> None:
         rows.append(json.loads(done.stdout))
         print(f"kept {rows[-1]['kept']}: {min(rows[-1]['ms']):.1f} ms a step, peak {rows[-1]['peak_mb']:.0f} MB")
     if args.out:
-        record = {"shape": [32, 64, 112, 112], "threads": args.threads, **described(), "rows": rows}
+        record = {
+            "shape": [32, 64, 112, 112],
+            "threads": args.threads,
+            **described(),
+            "malloc": "each row's own",
+            "rows": rows,
+        }
         args.out.write_text(json.dumps(record) + "\n")
 
 

@@ -11,19 +11,17 @@ import torch
 
 import batchnorm as bn
 
-KEPT = "M_MMAP_MAX=0, M_TRIM_THRESHOLD=-1, M_TOP_PAD=64M for all contenders"
 
-
-def described() -> dict[str, str]:
-    """Machine, versions, commit and date."""
-    head = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-    )
+def described(kept: bool = False) -> dict[str, str]:
+    """Machine, versions, allocator (`kept`: what `keep_memory` gave), date, and commit, "-dirty" if files differ."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    commit = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
     return {
         "cpu": cpu(),
         "torch": torch.__version__,
         "kernels": bn.kernels._kernels.target() if bn.kernels_available() else "none",
-        "commit": head.stdout.strip(),
+        "malloc": "M_MMAP_MAX=0, M_TRIM_THRESHOLD=-1, M_TOP_PAD=64M for all contenders" if kept else "default",
+        "commit": commit.stdout.strip(),
         "date": time.strftime("%Y-%m-%d"),
     }
 
