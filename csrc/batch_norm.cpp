@@ -36,7 +36,7 @@ const void* output(const Inference& f) { return f.z; }
 
 template <class T, Activation A, class P>
 bool choose_store(const P& p) {
-    // What is written past the cache has to fill whole lines: every row or map has to be aligned.
+    // What is written past the cache has to fill whole vectors: every row or map has to be aligned.
     const int64_t length = !in_rows(p) ? p.s : folds(p) ? kFloats : row_width(p);
     const bool aligned = (reinterpret_cast<uintptr_t>(output(p)) | length * sizeof(T)) % (kFloats * sizeof(T)) == 0;
     return aligned && outgrows_cache<T>(p) ? run<T, A, true>(p) : run<T, A, false>(p);

@@ -1,5 +1,5 @@
 // Python's names for the kernels. Tensors come as addresses: taking one through DLPack costs 3 us, more than all the
-// arithmetic of a small batch. `batchnorm.functional` is the only caller and answers for their layout.
+// arithmetic of a small batch. `batchnorm.kernels` is the only caller and answers for their layout.
 #include <nanobind/nanobind.h>
 
 #include <new>

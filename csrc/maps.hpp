@@ -240,11 +240,11 @@ bool inference_maps(const Inference& f) {
     const int64_t maps = f.n * f.c;
     parallel(threads(f), [&](int thread, int count) {
         for (int64_t map = maps * thread / count, end = maps * (thread + 1) / count; map < end; ++map) {
-            const T* values = x + map * f.s;
+            const T* of_x = x + map * f.s;
             const auto of_map = spread<kFloats>(k[map % f.c]);
             // In order: fetching ahead would cost time. By value: what a store may change is read again after it.
             map_run<PastCache>(z + map * f.s, f.s, [=, slope = f.slope](auto w, int64_t i) {
-                return normalized<A, w.n>(values + i, of_map, slope);
+                return normalized<A, w.n>(of_x + i, of_map, slope);
             });
         }
         end_of_stream();

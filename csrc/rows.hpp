@@ -24,7 +24,8 @@ constexpr int64_t kAhead = 1024;     // and where something is written
 
 bool in_rows(const Problem& p) { return p.channels_last || p.s < kFloats; }
 
-int64_t row_width(const Problem& p) { return p.channels_last ? p.c : p.c * p.s; }
+// Room for the channels' sums at least, where maps have no values.
+int64_t row_width(const Problem& p) { return p.channels_last || !p.s ? p.c : p.c * p.s; }
 
 // More are wide enough, and folding them would take much room for sums.
 bool folds(const Problem& p) { return row_width(p) <= 128; }
@@ -156,9 +157,9 @@ inline void sum_along(double* first, double* second, int64_t row, int64_t rows, 
                 next(w, at + c + kFarAhead);
                 const auto t = column(w, begin + c)(at + c);
                 const Vec<E, w.n> zero{};
-                const int64_t own = c + seen;  // a place of their own for the sums of a vector that overlaps another
-                write(u + own, is_first() ? t.u : load<w.n>(u + own) + t.u);
-                write(uv + own, madd<w.n>(t.u, t.v, is_first() ? zero : load<w.n>(uv + own)));
+                const int64_t slot = c + seen;  // a place of their own for the sums of a vector that overlaps another
+                write(u + slot, is_first() ? t.u : load<w.n>(u + slot) + t.u);
+                write(uv + slot, madd<w.n>(t.u, t.v, is_first() ? zero : load<w.n>(uv + slot)));
             });
         };
         add(std::true_type{}, row * width + begin);

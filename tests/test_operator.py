@@ -65,6 +65,52 @@ def test_a_saved_tensor_may_come_back_with_other_strides():
     assert all(torch.equal(a, b) for a, b in zip(found, want, strict=True))
 
 
+def narrowed(t):
+    return t.float() if t.dtype == torch.float64 else t.to(torch.bfloat16) if t.dim() > 2 else t
+
+
+def restrided(t):
+    return t.mT.contiguous().mT if t.dim() == 2 else t
+
+
+@pytest.mark.parametrize(
+    ("pack", "unpack"), [(narrowed, torch.Tensor.float), (restrided, lambda t: t)], ids=["compressed", "other strides"]
+)
+def test_saved_tensors_may_come_back_as_hooks_made_them(pack, unpack):
+    x, weight, bias, dz = make((4, 32, 20, 20))
+    x = x.bfloat16().float()  # so that the compressing hook loses nothing of it
+    want = run(x, weight, bias, dz, "relu")
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+        found = run(x, weight, bias, dz, "relu")
+    for got, expected in zip(found, want, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_narrow_input_may_come_back_wide():
+    x, weight, bias, dz = make((4, 32, 20, 20), torch.bfloat16)
+    want = run(x, weight, bias, dz, "relu")
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t.float() if t.dim() == 4 else t):
+        found = run(x, weight, bias, dz, "relu")
+    for got, expected in zip(found, want, strict=True):
+        torch.testing.assert_close(got, expected, rtol=2**-7, atol=1e-2)
+
+
+def test_saved_tensors_of_other_shapes_are_refused():
+    x, weight, bias, dz = make((4, 32, 5, 5))
+    hooks = torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t[:1] if t.dim() == 2 else t)
+    with hooks, pytest.raises(bn.BatchNormError, match=r"shapes \(4, 32, 5, 5\) and \(1, 32\) from hooks"):
+        run(x, weight, bias, dz, "relu")
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 0), (0, 3, 4), (2, 3, 0, 5)])
+def test_the_operator_of_nothing_has_nan_statistics_as_in_eager_mode(shape):
+    x, weight = torch.empty(shape), torch.ones(shape[1], requires_grad=True)
+    z, batch, _ = torch.ops.batchnorm.normalize_by_batch(x, weight, None, 1e-5, "relu", 0.0)
+    assert z.shape == shape
+    assert batch.isnan().all()
+    z.sum().backward()
+
+
 def test_an_exported_program_may_be_cast_to_half_precision():
     x, weight, bias, dz = (t.half() for t in make((3, 4, 5, 6)))
     want = run(x.float(), weight.float(), bias.float(), dz.float(), "relu")

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 COMPILER = shutil.which("c++") or shutil.which("g++")
 CHECKED = ["-g", "-O0", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-EVERY_RUN = f"{24 * 13 * 48} runs"  # sizes, channels, variants
+EVERY_RUN = f"{25 * 13 * 48} runs"  # sizes, channels, variants
 
 
 def levels() -> list[str]:

@@ -47,7 +47,7 @@ class _NormalizeByBatch(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *gradients):
-        return *_gradients(ctx, gradients[0], kernels.backward), None, None, None, None
+        return *_gradients(ctx, gradients[0], _backward), None, None, None, None
 
 
 def _gradients(ctx, dz: Tensor | None, backward: Callable) -> tuple[Tensor | None, ...]:
@@ -88,10 +88,34 @@ def _normalize_by_batch_backward(
     slope: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, weight and bias."""
-    dense, weight, bias = _as_kernel_takes(x, weight, bias)
-    dx, dweight, dbias = kernels.backward(dz.to(dense.dtype), dense, weight, bias, saved, activation, slope)
+    dx, dweight, dbias = _backward(dz, x, weight, bias, saved, activation, slope, True)
     assert dx is not None
-    return (dx if dense is x else torch.empty_like(x).copy_(dx)), dweight, dbias
+    return (dx if _is_like(dx, x) else torch.empty_like(x).copy_(dx)), dweight, dbias
+
+
+def _backward(
+    dz: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    saved: Tensor,
+    activation: str | None,
+    slope: float,
+    want_dx: bool,
+) -> tuple[Tensor | None, Tensor, Tensor]:
+    """The kernel, whatever dtypes and strides hooks of saved tensors gave back: it reads their memory as it is."""
+    x, weight, bias = _as_kernel_takes(x, weight, bias)
+    saved = saved.double().contiguous()
+    if saved.shape != (2, x.shape[1]) or dz.shape != x.shape:
+        raise BatchNormError(
+            f"the backward of batch_norm got tensors of shapes {tuple(x.shape)} and {tuple(saved.shape)} from hooks of "
+            f"saved tensors; wanted those that the hooks were given, {tuple(dz.shape)} and {(2, dz.shape[1])}"
+        )
+    return kernels.backward(dz.to(x.dtype), x, weight, bias, saved, activation, slope, want_dx)
+
+
+def _is_like(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype and a.stride() == b.stride()
 
 
 def _as_kernel_takes(x: Tensor, *channelwise: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor | None]:

@@ -105,8 +105,6 @@ def backward(
 ) -> tuple[Tensor | None, Tensor, Tensor]:
     """The gradients of x (if wanted), weight and bias, from z's, which is copied if its layout is not that of x."""
     last, channels = is_channels_last(x), x.size(1)
-    if last is None:  # a hook of saved tensors gave other strides back than it got
-        return backward(dz, x.contiguous(), weight, bias, saved, activation, slope, want_dx)
     if (dz.stride() != x.stride() and is_channels_last(dz) != last) or dz.is_neg():
         dz = torch.empty_like(x).copy_(dz)
     dx = torch.empty_like(x) if want_dx else None
