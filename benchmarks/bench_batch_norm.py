@@ -81,9 +81,11 @@ def with_any_affine(layer: nn.BatchNorm2d) -> nn.Module:
 def check(name: str, layer: nn.Module, x: Tensor, dz: Tensor) -> None:
     """Raise unless training of a new layer, its gradients and inference are the paper's formulas in float64."""
     wide = x.detach().double()
-    gamma, beta = (p.detach().double() for p in layer.parameters())
-    var, mean = torch.var_mean(wide, AXES, correction=0)
-    y = normalized(wide, mean, var, gamma, beta)
+    gamma, beta = (p.detach().double()[:, None, None] for p in layer.parameters())
+    var, mean = torch.var_mean(wide, AXES, correction=0, keepdim=True)
+    rstd = (var + 1e-5).rsqrt()
+    x_hat = (wide - mean) * rstd
+    y = x_hat * gamma + beta
     dz = torch.where(y.abs() < 1e-2, 0, dz)  # no gradient where rounding decides on which side of the kink y lies
     z = layer(x)
     found = dict(zip(("dx", "dgamma", "dbeta"), torch.autograd.grad(z, [x, *layer.parameters()], dz), strict=True))
@@ -91,22 +93,18 @@ def check(name: str, layer: nn.Module, x: Tensor, dz: Tensor) -> None:
         found |= {"z": z.detach(), "inference": layer.eval()(x)}
     layer.train()
     count = x.numel() // x.size(1)
-    running = 0.1 * mean, 0.9 + 0.1 * var * count / (count - 1)
-    want = {"z": y.clamp(min=0), "inference": normalized(wide, *running, gamma, beta).clamp(min=0)}
-    want |= gradients(torch.where(y > 0, dz.double(), 0), normalized(wide, mean, var), gamma * (var + 1e-5).rsqrt())
+    running_mean, running_var = 0.1 * mean, 0.9 + 0.1 * var * count / (count - 1)
+    inferred = (wide - running_mean) * (running_var + 1e-5).rsqrt() * gamma + beta
+    want = {"z": y.clamp(min=0), "inference": inferred.clamp(min=0)}
+    want |= gradients(torch.where(y > 0, dz.double(), 0), x_hat, gamma * rstd)
     for what, value in found.items():
         off = float((value - want[what]).abs().max() / want[what].abs().max())
         if not off <= (HALF_A_UNIT if value.dtype == torch.bfloat16 else ROUNDING[name]):
             raise SystemExit(f"{name}: {what} of {tuple(x.shape)} is off by {off:.1e} of its largest value")
 
 
-def normalized(x: Tensor, mean: Tensor, var: Tensor, gamma: Tensor | None = None, beta: Tensor | None = None) -> Tensor:
-    x_hat = (x - mean[:, None, None]) * (var + 1e-5).rsqrt()[:, None, None]
-    return x_hat if gamma is None or beta is None else x_hat * gamma[:, None, None] + beta[:, None, None]
-
-
 def gradients(dy: Tensor, x_hat: Tensor, scale: Tensor) -> dict[str, Tensor]:
-    dx = scale[:, None, None] * (dy - dy.mean(AXES, True) - x_hat * (dy * x_hat).mean(AXES, True))
+    dx = scale * (dy - dy.mean(AXES, True) - x_hat * (dy * x_hat).mean(AXES, True))
     return {"dx": dx, "dgamma": (dy * x_hat).sum(AXES), "dbeta": dy.sum(AXES)}
 
 
@@ -128,12 +126,13 @@ def measure(
                 for times in of_shape.values():
                     times.clear()
         for name in rotated(list(found), round_):
-            for shape in order:
-                if name == "copy":
+            if name == "copy":
+                for shape in order:
                     copy(copies[shape], tensors[shape][0], found[name][shape])
-                else:
-                    train(networks[name][shape], *tensors[shape], found[name][shape])
-            for shape in order if name != "copy" else ():
+                continue
+            for shape in order:
+                train(networks[name][shape], *tensors[shape], found[name][shape])
+            for shape in order:
                 infer(networks[name][shape], tensors[shape][0], found[name][shape])
     return found
 

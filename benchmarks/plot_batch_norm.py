@@ -85,7 +85,7 @@ def draw(records: dict[str, dict], picture: Path) -> None:
             xytext=(0, 3),
             textcoords="offset points",
             fontsize=8,
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1, "alpha": 0.7},
         )
         layout, dtype, threads, *_ = name.split("-")
         axis.set_title(f"{layout}, {dtype}, {threads} thread{'s' if threads != '1' else ''}", fontsize=10)

@@ -88,20 +88,14 @@ def _normalize_by_batch_backward(
     slope: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, weight and bias."""
-    dx, dweight, dbias = _backward(dz, x, weight, bias, saved, activation, slope, True)
+    dx, dweight, dbias = _backward(dz, x, weight, bias, saved, activation, slope)
     assert dx is not None
-    return (dx if _is_like(dx, x) else torch.empty_like(x).copy_(dx)), dweight, dbias
+    like_x = dx.dtype == x.dtype and dx.stride() == x.stride()
+    return (dx if like_x else torch.empty_like(x).copy_(dx)), dweight, dbias
 
 
 def _backward(
-    dz: Tensor,
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    saved: Tensor,
-    activation: str | None,
-    slope: float,
-    want_dx: bool,
+    dz: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, saved: Tensor, *how: Any
 ) -> tuple[Tensor | None, Tensor, Tensor]:
     """The kernel, whatever dtypes and strides hooks of saved tensors gave back: it reads their memory as it is."""
     x, weight, bias = _as_kernel_takes(x, weight, bias)
@@ -111,11 +105,7 @@ def _backward(
             f"the backward of batch_norm got tensors of shapes {tuple(x.shape)} and {tuple(saved.shape)} from hooks of "
             f"saved tensors; wanted those that the hooks were given, {tuple(dz.shape)} and {(2, dz.shape[1])}"
         )
-    return kernels.backward(dz.to(x.dtype), x, weight, bias, saved, activation, slope, want_dx)
-
-
-def _is_like(a: Tensor, b: Tensor) -> bool:
-    return a.dtype == b.dtype and a.stride() == b.stride()
+    return kernels.backward(dz.to(x.dtype), x, weight, bias, saved, *how)
 
 
 def _as_kernel_takes(x: Tensor, *channelwise: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor | None]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .errors import BatchNormError, first_line
+from .errors import BatchNormError, first_few, first_line
 
 # Of the extra `files`, by ending.
 _PACKAGES = {".onnx": ("onnx", "onnxscript"), ".safetensors": ("safetensors",)}
@@ -78,9 +78,8 @@ def load_weights(model: nn.Module, file: Path) -> None:
         if name in state and state[name].shape != value.shape
     ]
     if faults:
-        more = f"; and {len(faults) - 5} more" if len(faults) > 5 else ""
-        advice = _advice(state, own)
-        raise BatchNormError(f"{file} does not fit {type(model).__name__}: it {'; it '.join(faults[:5])}{more}{advice}")
+        found = first_few([f"it {fault}" for fault in faults])
+        raise BatchNormError(f"{file} does not fit {type(model).__name__}: {found}{_advice(state, own)}")
     model.load_state_dict(state, strict=False)
 
 

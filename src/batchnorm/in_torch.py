@@ -20,7 +20,8 @@ def normalize_by_batch(
     # torch blends its running statistics in place: from zero with momentum 1 they become the batch's own.
     # An empty batch leaves them as they are, NaN then: there is nothing to blend in.
     start = 0.0 if x.numel() else math.nan
-    mean, var = (x.new_full((channels,), start, dtype=statistics_dtype(x)) for _ in range(2))
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    mean, var = (x.new_full((channels,), start, dtype=dtype) for _ in range(2))
     return F.batch_norm(x, mean, var, weight, bias, training=True, momentum=1.0, eps=eps), mean, var
 
 
@@ -37,8 +38,3 @@ def activate(y: Tensor, activation: Activation | None, negative_slope: float) ->
             return torch.sigmoid_(y)
         case None:
             return y
-
-
-def statistics_dtype(x: Tensor) -> torch.dtype:
-    """float32, or that of a wider x."""
-    return torch.promote_types(x.dtype, torch.float32)
