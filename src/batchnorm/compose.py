@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
@@ -36,7 +36,20 @@ class FoldRow:
     reason: str = ""
 
 
-Edit = tuple[str, Callable[[], None]]  # what takes the map in, and how
+class Edit(NamedTuple):
+    """One change of the graph: the name of the layer that takes a map in ("" if none does), and how to make it."""
+
+    into: str
+    make: Callable[[], None]
+
+
+class At(NamedTuple):
+    """A map that still has to go on: it stands at the output of `node`."""
+
+    node: fx.Node
+    map: Affine
+
+
 Change = Callable[[Network, fx.Node, Affine], tuple[Tensor, Tensor]]
 _SUMS = ("add", "iadd")
 
@@ -78,11 +91,11 @@ class Composer:
             except Stuck as stuck:
                 reasons.append(str(stuck))
                 continue
-            for _, edit in edits:
-                edit()
+            for edit in edits:
+                edit.make()
             del self.maps[node]
             self.network.remove(node, self._input(node))  # not `source`: an edit may have replaced it
-            return FoldRow(names[node], "folded", tuple(dict.fromkeys(name for name, _ in edits if name)))
+            return FoldRow(names[node], "folded", tuple(dict.fromkeys(edit.into for edit in edits if edit.into)))
         return FoldRow(names[node], "left", reason="; ".join(filter(None, reasons)))
 
     def _input(self, node: fx.Node) -> fx.Node:
@@ -95,11 +108,14 @@ class Composer:
 
     def _backward(self, node: fx.Node, after: Affine) -> list[Edit]:
         """Edits that make `node` give after(node)."""
-        network = self.network
+        return _walk(At(node, after), self._backward_from)
+
+    def _backward_from(self, at: At) -> list[Edit | At]:
+        network, (node, after) = self.network, at
         if len(data_users(network, node)) > 1:
             raise Stuck(f"its input {network.label(node)} is used elsewhere")
         if node in self.maps:
-            return [(network.label(node), lambda: self._compose(node, after))]
+            return [Edit(network.label(node), lambda: self._compose(node, after))]
         if network.is_affine(node):
             return [self._edit(node, scale_outputs, after)]
         if (combined := self._backward_arithmetic(node, after)) is not None:
@@ -107,17 +123,17 @@ class Composer:
         inputs = affine.backward(network, node, after)
         if inputs is None:
             raise Stuck(f"it follows {_described(network, node)}")
-        return [edit for source, before in inputs.items() for edit in self._backward(source, before)]
+        return [At(source, before) for source, before in inputs.items()]
 
     def _compose(self, node: fx.Node, after: Affine) -> None:
         self.maps[node] = self.maps[node].then(after)
 
-    def _backward_arithmetic(self, node: fx.Node, after: Affine) -> list[Edit] | None:
+    def _backward_arithmetic(self, node: fx.Node, after: Affine) -> list[Edit | At] | None:
         network = self.network
         constant = _with_constant(network, node)
         if constant is not None:
             position, source, own = constant
-            return [*self._backward(source, own.then(after)), self._bypass(node, position)]
+            return [At(source, own.then(after)), self._bypass(node, position)]
         if network.op(node) not in _SUMS or len(data_inputs(network, node)) != 2 or node.kwargs:
             return None
         first, second = data_inputs(network, node)
@@ -129,31 +145,33 @@ class Composer:
             if found is not None:  # a(conv(x) + x) + b, as in RepViT: x goes into the convolution's own tap
                 signed = Affine(found[1] * after.scale, torch.zeros_like(after.shift))
                 beside = self._edit(found[0], add_identity, signed)
-                return [*self._backward(term, after), beside, self._bypass(node, node.args.index(term))]
-        return self._backward(first, after) + self._backward(second, without_shift)
+                return [At(term, after), beside, self._bypass(node, node.args.index(term))]
+        return [At(first, after), At(second, without_shift)]
 
     def _into_users(self, node: fx.Node, source: fx.Node) -> list[Edit]:
         others = [user for user in data_users(self.network, source) if user is not node]
         if any(self.network.mutates(user) for user in others):
             raise Stuck(f"{self.network.label(source)} is written to in place")
-        return self._forward(node, self.maps[node], set())
+        seen: set[fx.Node] = set()
+        return _walk(At(node, self.maps[node]), lambda at: self._forward_from(at, seen))
 
-    def _forward(self, node: fx.Node, before: Affine, seen: set[fx.Node]) -> list[Edit]:
-        """Edits that make every user of `node` do with x what it did with before(x)."""
-        edits = []
-        for user in data_users(self.network, node):
+    def _forward_from(self, at: At, seen: set[fx.Node]) -> list[Edit | At]:
+        """What makes every user of `at.node` do with x what it did with at.map(x)."""
+        users = data_users(self.network, at.node)
+        if not users:
+            raise Stuck("nothing uses it")
+        steps: list[Edit | At] = []
+        for user in users:
             if user in seen:
                 raise Stuck(f"it reaches {self.network.label(user)} twice")
             seen.add(user)
-            edits += self._forward_into(user, node, before, seen)
-        if not edits:
-            raise Stuck("nothing uses it")
-        return edits
+            steps += self._forward_into(user, at)
+        return steps
 
-    def _forward_into(self, user: fx.Node, node: fx.Node, before: Affine, seen: set[fx.Node]) -> list[Edit]:
-        network = self.network
+    def _forward_into(self, user: fx.Node, at: At) -> list[Edit | At]:
+        network, (node, before) = self.network, at
         if user in self.maps and network.input(user) is node:
-            return [(network.label(user), lambda: self._precede(user, before))]
+            return [Edit(network.label(user), lambda: self._precede(user, before))]
         if network.is_affine(user) and network.input(user) is node:
             if not network.is_stock(user):
                 raise Stuck(f"it precedes {network.label(user)}, a subclass with a forward of its own")
@@ -161,11 +179,11 @@ class Composer:
         constant = _with_constant(network, user)
         if constant is not None:
             position, _, own = constant
-            return [*self._forward(user, before.then(own), seen), self._bypass(user, position)]
+            return [At(user, before.then(own)), self._bypass(user, position)]
         after = affine.forward(network, user, node, before)
         if after is None:
             raise Stuck(f"it precedes {_described(network, user)}")
-        return self._forward(user, after, seen)
+        return [At(user, after)]
 
     def _precede(self, node: fx.Node, before: Affine) -> None:
         self.maps[node] = before.then(self.maps[node])
@@ -186,7 +204,9 @@ class Composer:
 
     def _sum_around(self, node: fx.Node) -> tuple[fx.Node, Any, int, int]:
         """The sum or difference that alone takes `node`, the other term, and the signs of the two."""
-        parent = next(iter(node.users)) if len(node.users) == 1 else node
+        if len(node.users) != 1:
+            raise Stuck("")
+        parent = next(iter(node.users))
         if self.network.op(parent) not in (*_SUMS, "sub") or len(parent.args) != 2 or parent.kwargs:
             raise Stuck("")
         first, second = parent.args
@@ -199,17 +219,17 @@ class Composer:
 
     def _addend(self, term: Any, source: fx.Node) -> tuple[fx.Node, int] | None:
         """A convolution of `source` among the terms of the sum `term`, read by nobody else, and its sign."""
-        network = self.network
-        if not isinstance(term, fx.Node) or len(term.users) != 1:
-            return None
-        if network.is_affine(term) and network.input(term) is source and network.is_stock(term):
-            return term, 1
-        if network.op(term) not in (*_SUMS, "sub") or len(term.args) != 2 or term.kwargs:
-            return None
-        first, second = (self._addend(part, source) for part in term.args)
-        if first is None and second is not None and network.op(term) == "sub":
-            return second[0], -second[1]
-        return first or second
+        network, waiting = self.network, [(term, 1)]
+        while waiting:
+            term, sign = waiting.pop()
+            if not isinstance(term, fx.Node) or len(term.users) != 1:
+                continue
+            if network.is_affine(term) and network.input(term) is source and network.is_stock(term):
+                return term, sign
+            if network.op(term) in (*_SUMS, "sub") and len(term.args) == 2 and not term.kwargs:
+                first, second = term.args
+                waiting += [(second, -sign if network.op(term) == "sub" else sign), (first, sign)]
+        return None
 
     def _bypass(self, node: fx.Node, position: int) -> Edit:
         """The edit that gives the users of `node` its argument at `position`, as that is when the edit is made."""
@@ -219,7 +239,7 @@ class Composer:
             assert isinstance(source, fx.Node)
             self.network.remove(node, source)
 
-        return "", edit
+        return Edit("", edit)
 
     def _edit(self, node: fx.Node, change: Change, map_: Affine) -> Edit:
         """The edit that puts `change` of its weight and bias into an affine call; tried before anything is changed."""
@@ -227,7 +247,7 @@ class Composer:
         weight, bias = change(network, node, map_)
         if not network.is_stock(node):
             self._try_subclass(node, weight, bias, map_)
-        return network.label(node), lambda: set_parameters(network, node, *change(network, node, map_))
+        return Edit(network.label(node), lambda: set_parameters(network, node, *change(network, node, map_)))
 
     def _try_subclass(self, node: fx.Node, weight: Tensor, bias: Tensor, map_: Affine) -> None:
         """A subclass may do with its weight what it likes: believe what it does on noise."""
@@ -259,6 +279,19 @@ class Composer:
         network.remove(node, left)
 
 
+def _walk(start: At, step: Callable[[At], list[Edit | At]]) -> list[Edit]:
+    """The edits of all steps in their order; a list in place of recursion, since networks can be thousands deep."""
+    edits: list[Edit] = []
+    waiting: list[Edit | At] = [start]
+    while waiting:
+        first = waiting.pop()
+        if isinstance(first, Edit):
+            edits.append(first)
+        else:
+            waiting += reversed(step(first))
+    return edits
+
+
 def _drop_identities(network: Network) -> None:
     """Take out Identity, Dropout and x + 0, which do nothing in eval mode."""
     for node in list(network.graph.nodes):
@@ -280,7 +313,9 @@ def _with_constant(network: Network, node: fx.Node) -> tuple[int, fx.Node, Affin
     x, constant = reversed(node.args) if swapped else node.args
     if not isinstance(x, fx.Node) or network.is_constant(x) or network.shape(x) != network.shape(node):
         return None
-    value = torch.tensor(constant) if isinstance(constant, int | float) else network.constant(constant)
+    value = (
+        torch.tensor(constant, dtype=torch.float64) if isinstance(constant, int | float) else network.constant(constant)
+    )
     if value is None:
         return None
     value = value.detach().cpu().double()

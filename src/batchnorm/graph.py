@@ -154,15 +154,26 @@ class Network:
             return found.detach() if isinstance(found, Tensor) else None
         if not self.is_constant(value):
             return None
-        found = self.run(value, {source: self.constant(source) for source in value.all_input_nodes})
-        return found if isinstance(found, Tensor) else None
+        found: dict[fx.Node, Any] = {}
+        for node in self._sources(value):  # each once, though several may read it
+            found[node] = self.constant(node) if node.op == "get_attr" else self.run(node, found)
+        return found[value] if isinstance(found[value], Tensor) else None
 
     def is_constant(self, node: fx.Node) -> bool:
         """Whether `node` depends on parameters and buffers alone."""
-        if node.op == "get_attr":
-            return True
-        sources = node.all_input_nodes
-        return node.op in ("call_function", "call_method") and bool(sources) and all(map(self.is_constant, sources))
+        return all(
+            source.op == "get_attr" or (source.op in ("call_function", "call_method") and source.all_input_nodes)
+            for source in self._sources(node)
+        )
+
+    def _sources(self, node: fx.Node) -> list[fx.Node]:
+        """`node` and all that it depends on, each once, in the order of the graph."""
+        waiting, found = [node], {node}
+        while waiting:
+            new = set(waiting.pop().all_input_nodes) - found
+            found |= new
+            waiting += new
+        return sorted(found)
 
     @torch.no_grad()
     def run(self, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
@@ -211,12 +222,13 @@ class Network:
         self.erase(node)
 
     def erase(self, node: fx.Node) -> None:
-        """Drop an unused node and the unused constants that fed it."""
-        sources = node.all_input_nodes
-        self.graph.erase_node(node)
-        for source in sources:
-            if not source.users and self.is_constant(source):
-                self.erase(source)
+        """Erase an unused node, then the constants that fed it and are left without users."""
+        unused = [node]
+        while unused:
+            node = unused.pop()
+            sources = node.all_input_nodes
+            self.graph.erase_node(node)
+            unused += [source for source in sources if not source.users and self.is_constant(source)]
 
     def as_module(self) -> fx.GraphModule:
         """The network as a module.
