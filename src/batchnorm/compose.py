@@ -313,9 +313,8 @@ def _with_constant(network: Network, node: fx.Node) -> tuple[int, fx.Node, Affin
     x, constant = reversed(node.args) if swapped else node.args
     if not isinstance(x, fx.Node) or network.is_constant(x) or network.shape(x) != network.shape(node):
         return None
-    value = (
-        torch.tensor(constant, dtype=torch.float64) if isinstance(constant, int | float) else network.constant(constant)
-    )
+    number = isinstance(constant, int | float)
+    value = torch.tensor(constant, dtype=torch.float64) if number else network.constant(constant)
     if value is None:
         return None
     value = value.detach().cpu().double()
