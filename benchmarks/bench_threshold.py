@@ -21,18 +21,19 @@ from machine import described
 from torch import Tensor, nn
 
 import batchnorm as bn
-from batchnorm import functional, kernels
+from batchnorm import functional
+from batchnorm.kernels import bindings
 
 FLAT = [(32, 4), (32, 32), (32, 64), (60, 100), (128, 64), (128, 128), (256, 128)]
 SHORT = [(256, 512, 3, 3), (128, 128, 14, 1), (65536, 3, 2, 2)]  # maps of fewer values than a vector has
 MAPS = [(4, 16, 16, 16), (8, 16, 14, 14), (8, 32, 14, 14), (32, 32, 7, 7), (32, 64, 7, 7), (32, 128, 7, 7)]
-COMPILED = kernels._kernels
+COMPILED = bindings._kernels
 CALLS = 40  # between two looks at the clock
 Runs = dict[str, Callable[[], object]]
 
 
 def seconds(run: Callable[[], object], by_kernel: bool) -> float:
-    kernels._kernels = COMPILED if by_kernel else None
+    bindings._kernels = COMPILED if by_kernel else None
     start = time.perf_counter()
     for _ in range(CALLS):
         run()
@@ -101,7 +102,7 @@ def main() -> None:
             for activation in (None, "relu"):
                 rows.append(row(shape, last, activation, args.rounds))
                 print(" ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
-    kernels._kernels = COMPILED
+    bindings._kernels = COMPILED
     if args.out:
         record = {"threads": args.threads, **described(), "rows": rows}
         args.out.write_text(json.dumps(record, indent=1) + "\n")

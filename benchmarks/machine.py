@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 import batchnorm as bn
+from batchnorm.kernels import bindings
 
 
 def described(kept: bool = False) -> dict[str, str]:
@@ -19,7 +20,7 @@ def described(kept: bool = False) -> dict[str, str]:
     return {
         "cpu": cpu(),
         "torch": torch.__version__,
-        "kernels": bn.kernels._kernels.target() if bn.kernels_available() else "none",
+        "kernels": bindings._kernels.target() if bn.kernels_available() else "none",
         "malloc": "M_MMAP_MAX=0, M_TRIM_THRESHOLD=-1, M_TOP_PAD=64M for all contenders" if kept else "default",
         "commit": commit.stdout.strip(),
         "date": time.strftime("%Y-%m-%d"),

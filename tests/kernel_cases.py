@@ -7,7 +7,8 @@ import pytest
 import reference
 import torch
 
-from batchnorm import functional, kernels
+from batchnorm import functional
+from batchnorm.kernels import bindings
 
 SLOPE = 0.1
 # float32: a handful of roundings of values near 1. bfloat16: half a unit in the last of its 8 bits.
@@ -23,7 +24,7 @@ VIEWS = {
 }
 # Of a test file: the kernels are there, and take small tensors in inference too.
 by_the_kernels = [
-    pytest.mark.skipif(not kernels.kernels_available(), reason="built without the compiled kernels"),
+    pytest.mark.skipif(not bindings.kernels_available(), reason="built without the compiled kernels"),
     pytest.mark.usefixtures("small_tensors_too"),
 ]
 

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from kernel_cases import TOLERANCE, by_the_kernels, make, run
 
-from batchnorm import functional, kernels
+from batchnorm import functional
+from batchnorm.kernels import bindings
 
 pytestmark = by_the_kernels
 
@@ -28,7 +29,7 @@ def test_the_bits_are_the_same_for_any_number_of_threads(shape, dtype, channels_
     x, weight, bias, dz = make(shape, dtype, channels_last)
 
     def everything():
-        saved = kernels.forward(x, weight, bias, 1e-5, "relu", 0.0)[2]  # in double: float32 may hide another order
+        saved = bindings.forward(x, weight, bias, 1e-5, "relu", 0.0)[2]  # in double: float32 may hide another order
         z, mean, var, *gradients = run(x, weight, bias, dz, "relu")
         return z, mean, var, *gradients, saved, functional.normalize(x, mean, var, weight, bias, 1e-5)
 
@@ -52,8 +53,8 @@ def test_the_kernel_is_asked_for_torchs_number_of_threads(count, monkeypatch):
             asked.append(args[7])
             return compiled.Problem(*args)
 
-    compiled = kernels._kernels
-    monkeypatch.setattr(kernels, "_kernels", Compiled())
+    compiled = bindings._kernels
+    monkeypatch.setattr(bindings, "_kernels", Compiled())
     torch.set_num_threads(count)
     x, weight, bias, dz = make((8, 40, 4, 4))
     _, mean, var, *_ = run(x, weight, bias, dz, "relu")
@@ -67,7 +68,7 @@ def test_threads_are_those_that_torch_already_runs():
 
     if not Path("/proc/self/task").exists():
         pytest.skip("counts threads in /proc")
-    assert kernels._kernels.has_pool()
+    assert bindings._kernels.has_pool()
     torch.set_num_threads(2)
     x, weight, bias, dz = make((8, 40, 40, 40))
     x.exp()  # torch's own pool, of this thread
@@ -91,10 +92,11 @@ def test_threads_of_python_may_call_at_once():
 
 NARROW = """
 import itertools, sys, torch
-from batchnorm import functional, kernels
+from batchnorm import functional
+from batchnorm.kernels import bindings
 torch.set_num_threads(1)
 torch.manual_seed(0)
-found = [kernels._kernels.target()]
+found = [bindings._kernels.target()]
 functional.FEWEST_IN_INFERENCE = 1
 SHAPES = (5, 19, 7, 7), (3, 130, 5, 3), (2, 3, 1, 300), (2, 33, 16, 16)
 DTYPES = torch.float32, torch.bfloat16
@@ -137,7 +139,7 @@ def test_every_instruction_set_gives_the_same_within_rounding(tmp_path):
 )
 def test_what_outgrows_the_last_cache_is_written_past_it_and_right(channels, odd, dtype, channels_last):
     images = 2
-    values = kernels._kernels.last_level_cache() // dtype.itemsize + (1 << 18)
+    values = bindings._kernels.last_level_cache() // dtype.itemsize + (1 << 18)
     if values > 1 << 25:
         pytest.skip("a last-level cache of more than 64 MB: this would take minutes")
     places = values // (images * channels) // 16 * 16 + odd
@@ -168,4 +170,4 @@ def test_the_last_level_cache_is_what_linux_tells():
     sizes = [path.read_text().strip() for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")]
     if not sizes:
         pytest.skip("no cache sizes under /sys")
-    assert kernels._kernels.last_level_cache() == max(int(size[:-1]) << {"K": 10, "M": 20}[size[-1]] for size in sizes)
+    assert bindings._kernels.last_level_cache() == max(int(size[:-1]) << {"K": 10, "M": 20}[size[-1]] for size in sizes)

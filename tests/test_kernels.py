@@ -11,7 +11,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from kernel_cases import SLOPE, TOLERANCE, VIEWS, by_the_kernels, check, make, run, to_numpy
 
-from batchnorm import functional, kernels
+from batchnorm import functional
+from batchnorm.kernels import bindings
 
 pytestmark = by_the_kernels
 
@@ -173,10 +174,10 @@ def test_the_backward_sees_the_same_mask_as_the_forward(activation, channels_las
     x, *_ = make((10, 5, 7, 9), channels_last=channels_last)
     x = torch.empty_like(x).copy_(1 + steps[:, None, None, None])
     weight, bias = torch.ones(5), torch.zeros(5)
-    z, _, saved = kernels.forward(x, weight, bias, 1e-5, activation, SLOPE)
+    z, _, saved = bindings.forward(x, weight, bias, 1e-5, activation, SLOPE)
     assert (z == 0).any()
     ones = torch.ones_like(x)
-    dbias = kernels.backward(ones, x, weight, bias, saved, activation, SLOPE)[2]
+    dbias = bindings.backward(ones, x, weight, bias, saved, activation, SLOPE)[2]
     open_gates = (z > 0).sum((0, 2, 3)) + (SLOPE if activation == "leaky_relu" else 0) * (z <= 0).sum((0, 2, 3))
     torch.testing.assert_close(dbias, open_gates.float(), rtol=1e-6, atol=0)
 
@@ -241,10 +242,10 @@ def guarded(monkeypatch):
 def test_nothing_is_written_outside_the_outputs(shape, dtype, channels_last, guarded):
     x, weight, bias, dz = make(shape, dtype, channels_last)
     running = torch.empty(shape[1]), torch.empty(shape[1]), 0.1, None
-    z, batch, saved = kernels.forward(x, weight, bias, 1e-5, "relu", 0.0)
-    tracked = kernels.forward_and_track(x, weight, bias, 1e-5, "relu", 0.0, running)
-    gradients = kernels.backward(dz, x, weight, bias, saved, "relu", 0.0)
-    inferred = kernels.inference(x, *batch, weight, bias, 1e-5, "relu", 0.0)
+    z, batch, saved = bindings.forward(x, weight, bias, 1e-5, "relu", 0.0)
+    tracked = bindings.forward_and_track(x, weight, bias, 1e-5, "relu", 0.0, running)
+    gradients = bindings.backward(dz, x, weight, bias, saved, "relu", 0.0)
+    inferred = bindings.inference(x, *batch, weight, bias, 1e-5, "relu", 0.0)
     outputs = (z, batch, saved, *tracked[:2], *running[:2], *gradients, inferred)
     assert len(guarded) == 2 * len(outputs)
     assert all((guard == 77).all() for guard in guarded)

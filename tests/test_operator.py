@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from kernel_cases import SLOPE, by_the_kernels, make, run
 
 import batchnorm as bn
-from batchnorm import differentiable, functional, kernels
+from batchnorm import functional
+from batchnorm.kernels import autograd, bindings
 
 pytestmark = by_the_kernels
 
@@ -148,7 +149,7 @@ def test_exported_program_calls_the_operator_for_any_batch_size():
 def test_the_operator_passes_torchs_own_checks(stride):
     x, weight, bias, _ = make((4, 3, 8))
     x, weight, bias = (t.detach().requires_grad_() for t in (x[..., ::stride], weight, bias))
-    torch.library.opcheck(differentiable.operator, (x, weight, bias, 1e-5, "relu", 0.0))
+    torch.library.opcheck(autograd.operator, (x, weight, bias, 1e-5, "relu", 0.0))
 
 
 def test_inductors_code_agrees_with_eager():
@@ -257,7 +258,7 @@ def test_running_statistics_moved_by_the_kernel_are_noticed_by_autograd():
 def test_without_the_extension_torch_computes_the_same(monkeypatch):
     arguments = make((4, 3, 5, 5))
     compiled = run(*arguments, "leaky_relu")
-    monkeypatch.setattr(kernels, "_kernels", None)
+    monkeypatch.setattr(bindings, "_kernels", None)
     assert not bn.kernels_available()
     for ours, torchs in zip(compiled, run(*arguments, "leaky_relu"), strict=True):
         torch.testing.assert_close(ours, torchs, rtol=1e-4, atol=1e-4)

@@ -16,7 +16,7 @@ from .fuse import fuse as fuse
 from .insert import InsertResult as InsertResult
 from .insert import InsertRow as InsertRow
 from .insert import insert as insert
-from .kernels import kernels_available as kernels_available
+from .kernels.bindings import kernels_available as kernels_available
 from .layers import BatchNorm1d as BatchNorm1d
 from .layers import BatchNorm2d as BatchNorm2d
 from .layers import BatchNorm3d as BatchNorm3d

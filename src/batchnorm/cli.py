@@ -12,7 +12,7 @@ from . import __version__
 from .command import run_fold, run_insert, run_recalibrate
 from .errors import BatchNormError
 from .insert import Removable
-from .kernels import kernels_available
+from .kernels.bindings import kernels_available
 from .memory import keep_memory
 from .recalibrate import Estimator
 

@@ -12,9 +12,9 @@ from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import forward_ad
 from torch.nn import Parameter
 
-from . import differentiable, in_torch, kernels
 from .errors import BatchNormError
-from .in_torch import Activation
+from .kernels import autograd, bindings, fallback
+from .kernels.fallback import Activation
 
 # Values below which torch's operation takes less time than the way to the kernel. In training the kernel is faster than
 # torch's operations under the same layer at any size: benchmarks/bench_threshold.py.
@@ -98,17 +98,17 @@ def normalize_by_batch(
     """
     _check_batch(x, eps)
     weight, bias = _widened(x, weight, bias)
-    fused = activation if activation in kernels.ACTIVATIONS else None
+    fused = activation if activation in bindings.ACTIVATIONS else None
     if _kernel_takes(x, 1, weight, bias):
-        z, batch = differentiable.eager(x, weight, bias, eps, fused, negative_slope)
+        z, batch = autograd.eager(x, weight, bias, eps, fused, negative_slope)
         mean, var = batch.unbind()
     elif _kernel_operator_takes(x, weight, bias):
-        z, batch, _ = differentiable.operator(x, weight, bias, eps, fused, negative_slope)
+        z, batch, _ = autograd.operator(x, weight, bias, eps, fused, negative_slope)
         mean, var = batch.unbind()
     else:
-        z, mean, var = in_torch.normalize_by_batch(x, weight, bias, eps)
+        z, mean, var = fallback.normalize_by_batch(x, weight, bias, eps)
         fused = None
-    return (z if fused == activation else in_torch.activate(z, activation, negative_slope)), mean, var
+    return (z if fused == activation else fallback.activate(z, activation, negative_slope)), mean, var
 
 
 def normalize_and_track(
@@ -127,15 +127,15 @@ def normalize_and_track(
 
     Raises: what `check_running` and `normalize_by_batch` raise.
     """
-    fused = activation if activation in kernels.ACTIVATIONS else None
+    fused = activation if activation in bindings.ACTIVATIONS else None
     # What the kernel takes needs no other check but that of the batch: between its passes over memory every call from
     # Python waits for the caches, and costs several times what it does alone.
     statistics = (weight, bias, running_mean, running_var)
     if _kernel_takes(x, 1, *statistics) and _kernel_tracks(running_mean, running_var, momentum, count):
         _check_batch(x, eps)
         running = (running_mean, running_var, momentum, count)
-        z, finite = differentiable.eager(x, weight, bias, eps, fused, negative_slope, running)
-        return (z if fused == activation else in_torch.activate(z, activation, negative_slope)), finite
+        z, finite = autograd.eager(x, weight, bias, eps, fused, negative_slope, running)
+        return (z if fused == activation else fallback.activate(z, activation, negative_slope)), finite
     check_running(x, running_mean, running_var)
     z, mean, var = normalize_by_batch(x, weight, bias, eps, activation, negative_slope)
     return z, update_running(running_mean, running_var, mean, var, momentum, count)
@@ -157,15 +157,15 @@ def normalize(
     """
     mean, var = _widened(x, mean, var)
     weight, bias = _widened(x, weight, bias)
-    constant = not (mean.requires_grad or var.requires_grad or differentiable.needs_grad(x, weight, bias))
+    constant = not (mean.requires_grad or var.requires_grad or autograd.needs_grad(x, weight, bias))
     # Compilers fuse this one with its neighbours, and exporters know it: the kernel is for eager mode.
     if constant and _kernel_takes(x, FEWEST_IN_INFERENCE, weight, bias, mean, var):
-        fused = activation if activation in kernels.ACTIVATIONS else None
-        z = kernels.inference(x, mean, var, weight, bias, eps, fused, negative_slope)
-        return z if fused == activation else in_torch.activate(z, activation, negative_slope)
+        fused = activation if activation in bindings.ACTIVATIONS else None
+        z = bindings.inference(x, mean, var, weight, bias, eps, fused, negative_slope)
+        return z if fused == activation else fallback.activate(z, activation, negative_slope)
     check_running(x, mean, var)
     y = F.batch_norm(x, mean, var, weight, bias, training=False, eps=eps)
-    return in_torch.activate(y, activation, negative_slope)
+    return fallback.activate(y, activation, negative_slope)
 
 
 @torch.no_grad()
@@ -195,8 +195,8 @@ def _blend(
     running_mean: Tensor, running_var: Tensor, mean: Tensor, var: Tensor, momentum: float | Tensor
 ) -> bool | Tensor:
     statistics = (running_mean, running_var, mean, var)
-    if kernels.kernels_available() and _is_eager(*statistics) and kernels.are_statistics(mean.numel(), *statistics):
-        return kernels.update_running(*statistics, float(momentum))
+    if bindings.kernels_available() and _is_eager(*statistics) and bindings.are_statistics(mean.numel(), *statistics):
+        return bindings.update_running(*statistics, float(momentum))
     pairs = ((running_mean, mean.to(running_mean.dtype)), (running_var, var.to(running_var.dtype)))
     if _is_eager(*statistics) and mean.device.type == running_mean.device.type == "cpu":
         finite = _all_finite(mean, var)
@@ -259,11 +259,11 @@ def _kernel_takes(x: Tensor, fewest: int, *channelwise: Tensor | None) -> bool:
     torch's.
     """
     return (
-        kernels.kernels_available()
+        bindings.kernels_available()
         and _is_eager(x, *channelwise)
         and x.numel() >= fewest
-        and kernels.fits(x, *channelwise)
-        and kernels.is_channels_last(x) is not None
+        and bindings.fits(x, *channelwise)
+        and bindings.is_channels_last(x) is not None
         and not x.is_neg()  # its sign lies beside its memory, as in the imaginary part of a conjugate
     )
 
@@ -280,7 +280,7 @@ def _kernel_tracks(mean: Tensor, var: Tensor, momentum: float | Tensor, count: T
 def _kernel_operator_takes(x: Tensor, *channelwise: Tensor | None) -> bool:
     """Whether a tracer records the kernel as an operator; it looks at strides as it runs: sizes may be symbols yet."""
     traced = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
-    return traced and kernels.kernels_available() and kernels.fits(x, *channelwise)
+    return traced and bindings.kernels_available() and bindings.fits(x, *channelwise)
 
 
 def _is_eager(*tensors: Tensor | None) -> bool:

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import in_torch, kernels
-from .errors import BatchNormError
+from ..errors import BatchNormError
+from . import bindings, fallback
 
 
 def needs_grad(*tensors: Tensor | None) -> bool:
@@ -25,8 +25,8 @@ def eager(x: Tensor, weight: Tensor | None, bias: Tensor | None, *how: Any) -> t
     if needs_grad(x, weight, bias):
         return _NormalizeByBatch.apply(x, weight, bias, *how)
     if len(how) == 3:
-        return kernels.forward(x, weight, bias, *how)[:2]
-    z, _, finite = kernels.forward_and_track(x, weight, bias, *how)
+        return bindings.forward(x, weight, bias, *how)[:2]
+    z, _, finite = bindings.forward_and_track(x, weight, bias, *how)
     return z, finite
 
 
@@ -36,10 +36,10 @@ class _NormalizeByBatch(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, eps, activation, slope, running=None):
         if running is None:
-            z, found, saved = kernels.forward(x, weight, bias, eps, activation, slope)
+            z, found, saved = bindings.forward(x, weight, bias, eps, activation, slope)
             ctx.mark_non_differentiable(found)
         else:
-            z, saved, found = kernels.forward_and_track(x, weight, bias, eps, activation, slope, running)
+            z, saved, found = bindings.forward_and_track(x, weight, bias, eps, activation, slope, running)
         ctx.save_for_backward(x, weight, bias, saved)
         ctx.fused = (eps, activation, slope)
         ctx.set_materialize_grads(False)
@@ -61,7 +61,7 @@ def _gradients(ctx, dz: Tensor | None, backward: Callable) -> tuple[Tensor | Non
         gradients = backward(dz, x, weight, bias, saved, activation, slope, wanted[0])
         return tuple(g if want else None for g, want in zip(gradients, wanted, strict=True))
     with torch.enable_grad():
-        z = in_torch.activate(in_torch.normalize_by_batch(x, weight, bias, eps)[0], activation, slope)
+        z = fallback.activate(fallback.normalize_by_batch(x, weight, bias, eps)[0], activation, slope)
     inputs = [t for t, want in zip((x, weight, bias), wanted, strict=True) if want]
     found = iter(torch.autograd.grad(z, inputs, dz, create_graph=True))
     return tuple(next(found) if want else None for want in wanted)
@@ -73,7 +73,7 @@ def operator(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """z, (mean, unbiased var), and what the backward wants: the kernel as `torch.compile` and `torch.export` see it."""
     dense, weight, bias = _as_kernel_takes(x, weight, bias)
-    z, batch, saved = kernels.forward(dense, weight, bias, eps, activation, slope)
+    z, batch, saved = bindings.forward(dense, weight, bias, eps, activation, slope)
     return (z if dense is x else torch.empty_like(x).copy_(z)), batch, saved
 
 
@@ -105,7 +105,7 @@ def _backward(
             f"the backward of batch_norm got tensors of shapes {tuple(x.shape)} and {tuple(saved.shape)} from hooks of "
             f"saved tensors; wanted those that the hooks were given, {tuple(dz.shape)} and {(2, dz.shape[1])}"
         )
-    return kernels.backward(dz.to(x.dtype), x, weight, bias, saved, *how)
+    return bindings.backward(dz.to(x.dtype), x, weight, bias, saved, *how)
 
 
 def _as_kernel_takes(x: Tensor, *channelwise: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -115,13 +115,13 @@ def _as_kernel_takes(x: Tensor, *channelwise: Tensor | None) -> tuple[Tensor, Te
     """
     x = x.float() if x.dtype == torch.float16 else x
     weight, bias = (t if t is None else t.float().contiguous() for t in channelwise)
-    if not kernels.fits(x, weight, bias):
+    if not bindings.fits(x, weight, bias):
         what = ", ".join("None" if t is None else f"{tuple(t.shape)} {t.dtype}" for t in (x, weight, bias))
         raise BatchNormError(
             "batchnorm::normalize_by_batch wants x of two axes or more, float32, bfloat16 or float16, and weight and "
             f"bias of its channels; got {what}. Export the network again in this dtype."
         )
-    return (x if kernels.is_channels_last(x) is not None else x.contiguous()), weight, bias
+    return (x if bindings.is_channels_last(x) is not None else x.contiguous()), weight, bias
 
 
 @operator.register_fake
