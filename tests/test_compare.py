@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from batchnorm.compare import largest_error
+from batchnorm.graph.compare import largest_error
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from networks import Call
 from torch import nn
 
-from batchnorm.ops import NONLINEARITIES
-from batchnorm.trace import trace
+from batchnorm.graph.ops import NONLINEARITIES
+from batchnorm.graph.trace import trace
 
 IMAGE = (2, 4, 7, 7)
 

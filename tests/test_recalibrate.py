@@ -14,7 +14,7 @@ from torch import nn
 from torch.multiprocessing.spawn import start_processes
 
 import batchnorm as bn
-from batchnorm.batches import run_batch
+from batchnorm.graph.batches import run_batch
 
 # Statistics are sums in double, stored as float32: half a unit in the last place (6e-8), and a little for the norm.
 FLOAT32 = 2e-7

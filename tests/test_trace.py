@@ -9,9 +9,9 @@ from networks import Call
 from torch import nn
 
 import batchnorm as bn
-from batchnorm.compare import largest_error, run
-from batchnorm.trace import trace
-from batchnorm.tracer import TrainingFlag
+from batchnorm.graph.compare import largest_error, run
+from batchnorm.graph.symbolic import TrainingFlag
+from batchnorm.graph.trace import trace
 
 IMAGE = (2, 4, 7, 7)
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from .affine import Affine, network_shape
-from .graph import Network
+from .graph.network import Network
 
 
 class Stuck(Exception):

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .batches import does_not_run
 from .errors import BatchNormError
 from .files import check_out, make, make_model, save_network, save_state
 from .fold import fold
+from .graph.batches import does_not_run
 from .insert import Removable, insert
 from .recalibrate import Estimator, recalibrate
 

@@ -13,8 +13,8 @@ from torch import Tensor, fx, nn
 from . import affine
 from .absorb import Stuck, add_identity, normalization, scale_inputs, scale_outputs, set_parameters, statistics_device
 from .affine import Affine, data_inputs, data_users
-from .compare import largest_error
-from .graph import Network
+from .graph.compare import largest_error
+from .graph.network import Network
 
 Outcome = Literal["folded", "left", "kept"]
 

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from .compare import Call, copied, doubled, largest_error, run
 from .compose import Composer, FoldRow
 from .errors import BatchNormError
+from .graph.compare import Call, copied, doubled, largest_error, run
+from .graph.trace import example_args, trace
 from .table import format_table
-from .trace import example_args, trace
 
 
 @dataclass(frozen=True)

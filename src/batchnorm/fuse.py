@@ -9,13 +9,13 @@ from typing import Any, cast
 import torch
 from torch import fx, nn
 
-from .compare import largest_error
 from .errors import BatchNormError
 from .functional import Activation
-from .graph import Network
+from .graph.compare import largest_error
+from .graph.network import Network
+from .graph.trace import trace
 from .layers import BatchNorm1d, BatchNorm2d, BatchNorm3d, _FusedBatchNorm
 from .table import format_table
-from .trace import trace
 
 _FUSED = {
     nn.BatchNorm1d: BatchNorm1d,

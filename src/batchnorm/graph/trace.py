@@ -17,12 +17,12 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils import _pytree as pytree
 
+from ..errors import BatchNormError, first_line
+from ..layers import _FusedBatchNorm
 from .batches import described, does_not_run, in_eval
 from .compare import Call, copied, doubled, largest_error, run
-from .errors import BatchNormError, first_line
-from .graph import Network
-from .layers import _FusedBatchNorm
-from .tracer import trace_symbolically
+from .network import Network
+from .symbolic import trace_symbolically
 
 _SAME = 1e-5  # another order of the same float32 operations, not another function
 

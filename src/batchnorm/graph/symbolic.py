@@ -15,8 +15,8 @@ from torch.fx.proxy import TraceError
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils import _pytree as pytree
 
+from ..errors import first_line
 from .compare import Call
-from .errors import first_line
 from .ops import function_name
 
 _READS = frozenset({"getattr", "eq", "ne", "getitem"})

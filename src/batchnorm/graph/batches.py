@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from .errors import BatchNormError, first_line
+from ..errors import BatchNormError, first_line
 
 
 def check_batches(batches: Iterable[Any]) -> None:

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from ..errors import BatchNormError
 from .batches import in_eval
 from .compare import Call
-from .errors import BatchNormError
 from .ops import (
     AFFINE_NAMES,
     CROPS,

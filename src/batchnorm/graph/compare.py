@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from .errors import BatchNormError, first_line
+from ..errors import BatchNormError, first_line
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]  # the arguments of one call
 
