@@ -9,12 +9,12 @@ from typing import Annotated, Literal
 import torch
 
 from . import __version__
+from .algorithm2.insert import Removable
+from .algorithm2.recalibrate import Estimator
 from .command import run_fold, run_insert, run_recalibrate
 from .errors import BatchNormError
-from .insert import Removable
 from .kernels.bindings import kernels_available
 from .memory import keep_memory
-from .recalibrate import Estimator
 
 try:
     import tyro

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..algorithm2.recalibrate import recalibrate
 from ..errors import BatchNormError
-from ..recalibrate import recalibrate
 from .distortions import Distort, normalised
 from .evaluate import count_hits
 from .images import Images

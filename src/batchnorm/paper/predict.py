@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from ..algorithm2.fold import fold
 from ..errors import BatchNormError
-from ..fold import fold
 from .distortions import normalised
 from .evaluate import count_hits
 from .imagenet import network

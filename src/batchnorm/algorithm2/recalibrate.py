@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _LazyNormBase
 from torch.nn.parallel import DistributedDataParallel
 
-from .errors import BatchNormError, first_few
-from .graph.batches import check_batches, device_of, in_eval, run_batch
-from .moments import Moments
+from ..errors import BatchNormError, first_few
+from ..graph.batches import check_batches, device_of, in_eval, run_batch
+from ..moments import Moments
 from .table import format_table
 
 Estimator = Literal["pooled", "paper"]

@@ -11,15 +11,15 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .errors import BatchNormError, first_few
-from .graph.batches import check_batches, in_eval, run_batch
-from .graph.compare import largest_error, run
-from .graph.network import Network
-from .graph.ops import AFFINE_LAYERS
-from .graph.symbolic import TrainingFlag
-from .graph.trace import example_args, trace
-from .layers import BatchNorm1d, BatchNorm2d, BatchNorm3d
-from .moments import Moments
+from ..errors import BatchNormError, first_few
+from ..graph.batches import check_batches, in_eval, run_batch
+from ..graph.compare import largest_error, run
+from ..graph.network import Network
+from ..graph.ops import AFFINE_LAYERS
+from ..graph.symbolic import TrainingFlag
+from ..graph.trace import example_args, trace
+from ..layers import BatchNorm1d, BatchNorm2d, BatchNorm3d
+from ..moments import Moments
 from .table import format_table
 
 Removable = Literal["dropout", "lrn"]

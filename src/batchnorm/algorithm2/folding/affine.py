@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from .graph.network import Network
-from .graph.ops import CROPS, RESHAPES
+from ...graph.network import Network
+from ...graph.ops import CROPS, RESHAPES
 
 MOVES = (
     RESHAPES

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .errors import BatchNormError
+from ..errors import BatchNormError
 from .table import format_table
 
 if TYPE_CHECKING:

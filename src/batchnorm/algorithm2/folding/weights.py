@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from ...graph.network import Network
 from .affine import Affine, network_shape
-from .graph.network import Network
 
 
 class Stuck(Exception):

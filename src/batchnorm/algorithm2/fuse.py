@@ -9,12 +9,12 @@ from typing import Any, cast
 import torch
 from torch import fx, nn
 
-from .errors import BatchNormError
-from .functional import Activation
-from .graph.compare import largest_error
-from .graph.network import Network
-from .graph.trace import trace
-from .layers import BatchNorm1d, BatchNorm2d, BatchNorm3d, _FusedBatchNorm
+from ..errors import BatchNormError
+from ..functional import Activation
+from ..graph.compare import largest_error
+from ..graph.network import Network
+from ..graph.trace import trace
+from ..layers import BatchNorm1d, BatchNorm2d, BatchNorm3d, _FusedBatchNorm
 from .table import format_table
 
 _FUSED = {

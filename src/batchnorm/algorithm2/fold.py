@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from .compose import Composer, FoldRow
-from .errors import BatchNormError
-from .graph.compare import Call, copied, doubled, largest_error, run
-from .graph.trace import example_args, trace
+from ..errors import BatchNormError
+from ..graph.compare import Call, copied, doubled, largest_error, run
+from ..graph.trace import example_args, trace
+from .folding.placement import Composer, FoldRow
 from .table import format_table
 
 

@@ -10,11 +10,11 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
+from ...graph.compare import largest_error
+from ...graph.network import Network
 from . import affine
-from .absorb import Stuck, add_identity, normalization, scale_inputs, scale_outputs, set_parameters, statistics_device
 from .affine import Affine, data_inputs, data_users
-from .graph.compare import largest_error
-from .graph.network import Network
+from .weights import Stuck, add_identity, normalization, scale_inputs, scale_outputs, set_parameters, statistics_device
 
 Outcome = Literal["folded", "left", "kept"]
 
