@@ -32,7 +32,7 @@ from torchvision.transforms import v2
 from batchnorm.paper.distortions import Distort, centre_crop, normalised
 from batchnorm.paper.images import Images, open_images
 from batchnorm.paper.loader import ImageBatches, default_workers
-from batchnorm.paper.run import versions
+from batchnorm.paper.training.run import versions
 
 IMAGES, CLASSES, SIZE, BATCH = 200, 10, 224, 32
 TENSOR = [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))]  # fmt: skip  # noqa: E501

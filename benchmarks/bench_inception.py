@@ -40,7 +40,7 @@ from batchnorm.paper.images import open_images
 from batchnorm.paper.inception import Inception
 from batchnorm.paper.inception_config import InceptionConfig, settled
 from batchnorm.paper.loader import default_workers
-from batchnorm.paper.processes import ALONE
+from batchnorm.paper.training.processes import ALONE
 from batchnorm.paper.variants import BN_X5
 
 BATCH, SIZE = 32, 224

@@ -27,8 +27,8 @@ from torch import nn
 
 from batchnorm.paper.data import Batches, Mnist, load_mnist
 from batchnorm.paper.mnist import ARMS, MnistConfig, in_parallel, network, training
-from batchnorm.paper.run import Row, versions
-from batchnorm.paper.train import train
+from batchnorm.paper.training.loop import train
+from batchnorm.paper.training.run import Row, versions
 
 Weights = dict[str, dict[str, torch.Tensor]]
 

@@ -15,7 +15,7 @@ from batchnorm.paper.inception_config import InceptionConfig, settled
 from batchnorm.paper.inception_report import write_inception_report
 from batchnorm.paper.jobs import Job
 from batchnorm.paper.report import steps_table, write_report
-from batchnorm.paper.run import Run
+from batchnorm.paper.training.run import Run
 from batchnorm.paper.variants import BY_NAME
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -31,8 +31,8 @@ from batchnorm.paper.inception_config import InceptionConfig, settled
 from batchnorm.paper.jobs import CHECKPOINT, GROUPS, NAMES, choose_jobs, new_jobs, resumed_jobs
 from batchnorm.paper.loader import ImageBatches
 from batchnorm.paper.predict import evaluate, load_network
-from batchnorm.paper.processes import ALONE
-from batchnorm.paper.run import Run
+from batchnorm.paper.training.processes import ALONE
+from batchnorm.paper.training.run import Run
 from batchnorm.paper.variants import BN_X5, BN_X30, BY_NAME, INCEPTION, INCEPTION_X5, learning_rate
 
 TINY = InceptionConfig(

@@ -29,8 +29,8 @@ from batchnorm.paper.mnist import (
     run_mnist,
     training,
 )
-from batchnorm.paper.run import Run, new_folder
-from batchnorm.paper.train import train
+from batchnorm.paper.training.loop import train
+from batchnorm.paper.training.run import Run, new_folder
 
 
 def ignore(row):
@@ -139,7 +139,7 @@ def test_the_number_of_threads_changes_no_bit(finished, tmp_path, threads):
 
 
 def test_a_resume_from_the_middle_goes_on_to_the_same_bits(finished, tmp_path, monkeypatch):
-    monkeypatch.setattr("batchnorm.paper.train.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("batchnorm.paper.training.loop.CHECKPOINT_SECONDS", 0.0)
     run = Run.create(tmp_path / "run", "mnist", config_to_json(SHORT))
 
     def fail_late(row):

@@ -4,8 +4,8 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from batchnorm.paper.mnist import ARMS
-from batchnorm.paper.run import Row, Run
 from batchnorm.paper.sweep import grid_means
+from batchnorm.paper.training.run import Row, Run
 
 RECORDS = Path(__file__).parents[1] / "records" / "mnist"
 STEPS = (1_000, 2_000, 5_000, 10_000, 50_000)

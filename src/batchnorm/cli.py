@@ -23,9 +23,9 @@ try:
     from .paper.inception_config import InceptionConfig
     from .paper.jobs import VariantName, choose_jobs
     from .paper.mnist import MnistConfig, config_from_json, config_to_json
-    from .paper.processes import cores_each, joined
-    from .paper.run import Run
     from .paper.sweep import check_sweep
+    from .paper.training.processes import cores_each, joined
+    from .paper.training.run import Run
 except ModuleNotFoundError as missing:
     if missing.name not in ("tyro", "rich", "matplotlib", "plotly"):
         raise

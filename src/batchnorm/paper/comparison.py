@@ -9,7 +9,7 @@ from statistics import mean, stdev
 
 from ..errors import BatchNormError
 from .jobs import EVALUATIONS, Job, runs
-from .run import Row, Run, read_rows
+from .training.run import Row, Run, read_rows
 from .variants import BY_NAME, INCEPTION, rescaled
 
 # Fig. 3: steps to 72.2 % and best top-1, in the paper's words where it gives no number.

@@ -19,8 +19,8 @@ from .figures import STYLES, figure1, figure2, heat_map
 from .inception_report import write_inception_report
 from .mnist import MnistConfig, config_to_json, run_mnist
 from .report import steps_table, write_report
-from .run import Row, Run, new_folder
 from .sweep import best_table, run_sweep, settings
+from .training.run import Row, Run, new_folder
 
 
 def show_mnist(config: MnistConfig, data: Mnist, run: Run) -> None:

@@ -13,8 +13,8 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
 from .comparison import Record, band, by_variant
 from .evaluate import PERCENTILES
 from .mnist import LABELS
-from .run import Row
 from .sweep import grid_means
+from .training.run import Row
 
 # Okabe and Ito's colours, told apart by colour-blind readers too; line styles say the same again. The ensemble's are
 # Paul Tol's "muted", and markers say it again.

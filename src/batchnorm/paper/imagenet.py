@@ -20,9 +20,9 @@ from .images import Images
 from .inception import Inception
 from .inception_config import Settled
 from .loader import Batch, Damage, ImageBatches, Waiting, evaluation_batches
-from .processes import Processes
-from .run import Checkpoint, Row, Run
-from .train import Training, train
+from .training.loop import Training, train
+from .training.processes import Processes
+from .training.run import Checkpoint, Row, Run
 from .variants import SGD_MOMENTUM, Variant, learning_rate, rescaled
 
 LOG = logging.getLogger(__name__)

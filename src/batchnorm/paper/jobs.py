@@ -10,8 +10,8 @@ from typing import Literal, get_args
 from ..errors import BatchNormError
 from .images import has_index, open_both, save_index
 from .inception_config import InceptionConfig, Settled, settled
-from .processes import launched, restarted
-from .run import Run, new_folder
+from .training.processes import launched, restarted
+from .training.run import Run, new_folder
 from .variants import BY_NAME, ENSEMBLE, VARIANTS, Variant
 
 EXPERIMENT = "inception"

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from ..errors import BatchNormError
 from .distortions import Distort, centre_crop, crops_144
 from .images import DamagedImage, FashionImages, Images
-from .processes import cores_each
+from .training.processes import cores_each
 
 LOG = logging.getLogger(__name__)
 

@@ -19,9 +19,9 @@ from ..layers import BatchNorm1d
 from .backprop import loss_and_gradients
 from .data import PIXELS, Batches, Mnist, load_mnist
 from .evaluate import measure
-from .run import Row, Run
-from .settings import check_settings
-from .train import Training, train
+from .training.loop import Training, train
+from .training.run import Row, Run
+from .training.settings import check_settings
 
 LABELS = {"plain": "without BN", "bn": "with BN"}
 ARMS = tuple(LABELS)

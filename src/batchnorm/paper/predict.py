@@ -16,7 +16,7 @@ from .imagenet import network
 from .images import Images, check_classes, open_images
 from .jobs import CHECKPOINT, Job
 from .loader import Damage, evaluation_batches
-from .run import Row, Run
+from .training.run import Row, Run
 
 LOG = logging.getLogger(__name__)
 FORWARD_IMAGES = 144  # crops that go through a network at once, so that memory stays flat

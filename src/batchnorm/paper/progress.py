@@ -20,8 +20,8 @@ from .imagenet import Trainer, run_variant
 from .images import open_both
 from .jobs import CHECKPOINT, EVALUATIONS, Job, runs
 from .predict import evaluate
-from .processes import Processes
-from .run import Row, Run, append_row
+from .training.processes import Processes
+from .training.run import Row, Run, append_row
 
 REFRESH_SECONDS = 0.5
 NEGLIGIBLE_WAIT = 0.02  # of the time

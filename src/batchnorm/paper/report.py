@@ -11,7 +11,7 @@ from plotly.subplots import make_subplots
 
 from .evaluate import PERCENTILES, steps_to
 from .figures import STYLES, accuracy_floor, series
-from .run import Row, write_atomically
+from .training.run import Row, write_atomically
 
 LEVELS = (0.90, 0.95, 0.97)
 DASHES = {"-": "solid", "--": "dash", "-.": "dashdot", ":": "dot"}

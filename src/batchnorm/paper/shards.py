@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..errors import BatchNormError
 from .decode import EXTENSIONS, DamagedImage, decode
-from .run import write_atomically
+from .training.run import write_atomically
 
 Stamp = tuple[str, str, str]  # of a shard: path, bytes, time of its last change
 Index = tuple[np.ndarray, np.ndarray]  # of a shard: the keys of its images; offset, bytes and label of each

@@ -11,8 +11,8 @@ from threading import Event
 from ..errors import BatchNormError
 from .data import Mnist
 from .mnist import ARMS, LABELS, MnistConfig, in_parallel, training
-from .run import Row, Run
-from .train import train
+from .training.loop import train
+from .training.run import Row, Run
 
 LRS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 STDS = (0.01, 0.03, 0.1, 0.3, 1.0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from ..errors import BatchNormError
+from ...errors import BatchNormError
 
 
 def check_settings(config: object, smallest: Mapping[str, int], positive: Iterable[str]) -> None:

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from .. import __version__
-from ..errors import BatchNormError
+from ... import __version__
+from ...errors import BatchNormError
 
 try:
     import fcntl
