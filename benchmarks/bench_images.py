@@ -29,9 +29,9 @@ from PIL import Image
 from torchvision import datasets
 from torchvision.transforms import v2
 
-from batchnorm.paper.distortions import Distort, centre_crop, normalised
-from batchnorm.paper.images import Images, open_images
-from batchnorm.paper.loader import ImageBatches, default_workers
+from batchnorm.paper.images.distortions import Distort, centre_crop, normalised
+from batchnorm.paper.images.loader import ImageBatches, default_workers
+from batchnorm.paper.images.sources import Images, open_images
 from batchnorm.paper.training.run import versions
 
 IMAGES, CLASSES, SIZE, BATCH = 200, 10, 224, 32

@@ -36,10 +36,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 import batchnorm as bn
 from batchnorm.paper.imagenet import Trainer
-from batchnorm.paper.images import open_images
+from batchnorm.paper.images.loader import default_workers
+from batchnorm.paper.images.sources import open_images
 from batchnorm.paper.inception import Inception
 from batchnorm.paper.inception_config import InceptionConfig, settled
-from batchnorm.paper.loader import default_workers
 from batchnorm.paper.training.processes import ALONE
 from batchnorm.paper.variants import BN_X5
 

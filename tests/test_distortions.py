@@ -6,8 +6,8 @@ import torch
 from PIL import Image, ImageEnhance
 from torchvision.transforms.v2 import functional as F
 
-from batchnorm.paper import distortions
-from batchnorm.paper.distortions import Distort, centre_crop, crops_144, normalised
+from batchnorm.paper.images import distortions
+from batchnorm.paper.images.distortions import Distort, centre_crop, crops_144, normalised
 
 
 def picture(height, width, channels=3):

@@ -22,14 +22,14 @@ from torch import nn
 import batchnorm as bn
 from batchnorm.cli import main
 from batchnorm.paper import imagenet, predict, progress
-from batchnorm.paper import shards as shard_room
 from batchnorm.paper.comparison import read_records
-from batchnorm.paper.distortions import Distort, crops_144, normalised
 from batchnorm.paper.imagenet import Trainer, run_variant
-from batchnorm.paper.images import open_both, open_images
+from batchnorm.paper.images import shards as shard_room
+from batchnorm.paper.images.distortions import Distort, crops_144, normalised
+from batchnorm.paper.images.loader import ImageBatches
+from batchnorm.paper.images.sources import open_both, open_images
 from batchnorm.paper.inception_config import InceptionConfig, settled
 from batchnorm.paper.jobs import CHECKPOINT, GROUPS, NAMES, choose_jobs, new_jobs, resumed_jobs
-from batchnorm.paper.loader import ImageBatches
 from batchnorm.paper.predict import evaluate, load_network
 from batchnorm.paper.training.processes import ALONE
 from batchnorm.paper.training.run import Run

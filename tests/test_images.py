@@ -12,10 +12,10 @@ from jpegs import CLASSES, add, jpeg, jpeg_shards, jpeg_tree, samples
 from PIL import Image
 
 import batchnorm as bn
-from batchnorm.paper import images as room
-from batchnorm.paper import shards as shard_room
-from batchnorm.paper.decode import DamagedImage, decode
-from batchnorm.paper.images import check_classes, has_index, open_both, open_images, save_index
+from batchnorm.paper.images import shards as shard_room
+from batchnorm.paper.images import sources as room
+from batchnorm.paper.images.decode import DamagedImage, decode
+from batchnorm.paper.images.sources import check_classes, has_index, open_both, open_images, save_index
 
 
 @pytest.fixture(scope="module")

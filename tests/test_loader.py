@@ -11,10 +11,10 @@ import torch
 from jpegs import jpeg_shards, jpeg_tree
 
 import batchnorm as bn
-from batchnorm.paper import loader
-from batchnorm.paper.distortions import Distort
-from batchnorm.paper.images import DamagedImage, open_images
-from batchnorm.paper.loader import Damage, ImageBatches, Order, Waiting, default_workers, evaluation_batches
+from batchnorm.paper.images import loader
+from batchnorm.paper.images.distortions import Distort
+from batchnorm.paper.images.loader import Damage, ImageBatches, Order, Waiting, default_workers, evaluation_batches
+from batchnorm.paper.images.sources import DamagedImage, open_images
 
 
 @pytest.fixture(scope="module")

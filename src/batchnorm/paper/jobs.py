@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from ..errors import BatchNormError
-from .images import has_index, open_both, save_index
+from .images.sources import has_index, open_both, save_index
 from .inception_config import InceptionConfig, Settled, settled
 from .training.processes import launched, restarted
 from .training.run import Run, new_folder

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .console import print_table
 from .imagenet import Trainer, run_variant
-from .images import open_both
+from .images.sources import open_both
 from .jobs import CHECKPOINT, EVALUATIONS, Job, runs
 from .predict import evaluate
 from .training.processes import Processes

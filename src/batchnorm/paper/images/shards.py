@@ -12,9 +12,9 @@ from zipfile import BadZipFile
 import numpy as np
 from torch import Tensor
 
-from ..errors import BatchNormError
+from ...errors import BatchNormError
+from ..training.run import write_atomically
 from .decode import EXTENSIONS, DamagedImage, decode
-from .training.run import write_atomically
 
 Stamp = tuple[str, str, str]  # of a shard: path, bytes, time of its last change
 Index = tuple[np.ndarray, np.ndarray]  # of a shard: the keys of its images; offset, bytes and label of each

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import BatchNormError
-from .data import read_idx, unpacked
+from ...errors import BatchNormError
+from ..data import read_idx, unpacked
 from .decode import EXTENSIONS, DamagedImage, decode
 from .shards import ShardImages, numbered
 

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ..errors import BatchNormError
+from ...errors import BatchNormError
+from ..training.processes import cores_each
 from .distortions import Distort, centre_crop, crops_144
-from .images import DamagedImage, FashionImages, Images
-from .training.processes import cores_each
+from .sources import DamagedImage, FashionImages, Images
 
 LOG = logging.getLogger(__name__)
 
