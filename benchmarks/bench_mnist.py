@@ -25,8 +25,8 @@ from threading import Event
 import torch
 from torch import nn
 
-from batchnorm.paper.data import Batches, Mnist, load_mnist
-from batchnorm.paper.mnist import ARMS, MnistConfig, in_parallel, network, training
+from batchnorm.paper.mnist.data import Batches, Mnist, load_mnist
+from batchnorm.paper.mnist.experiment import ARMS, MnistConfig, in_parallel, network, training
 from batchnorm.paper.training.loop import train
 from batchnorm.paper.training.run import Row, versions
 

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 import batchnorm as bn
-from batchnorm.paper.backprop import loss_and_gradients
-from batchnorm.paper.mnist import ARMS, network
+from batchnorm.paper.mnist.backprop import loss_and_gradients
+from batchnorm.paper.mnist.experiment import ARMS, network
 
 
 @pytest.mark.parametrize("arm", ARMS)

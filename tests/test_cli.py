@@ -9,7 +9,7 @@ import torch
 
 import batchnorm as bn
 from batchnorm import cli
-from batchnorm.paper.mnist import MnistConfig
+from batchnorm.paper.mnist.experiment import MnistConfig
 
 OPTIONS = ["steps", "batch-size", "lr", "std", "seed", "eval-every", "threads", "data", "out", "resume", "sweep"]
 

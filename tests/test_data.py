@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import batchnorm as bn
-from batchnorm.paper.data import IDX_NAMES, PACKED, Batches, load_mnist
+from batchnorm.paper.mnist.data import IDX_NAMES, PACKED, Batches, load_mnist
 
 SCRIPT = Path(__file__).parents[1] / "tools" / "pack_mnist.py"
 

@@ -16,10 +16,9 @@ import torch
 from torch import nn
 
 import batchnorm as bn
-from batchnorm.paper import sweep
-from batchnorm.paper.data import Batches, load_mnist
-from batchnorm.paper.evaluate import measure, steps_to
-from batchnorm.paper.mnist import (
+from batchnorm.paper.mnist import sweep
+from batchnorm.paper.mnist.data import Batches, load_mnist
+from batchnorm.paper.mnist.experiment import (
     ARMS,
     MnistConfig,
     config_from_json,
@@ -29,6 +28,7 @@ from batchnorm.paper.mnist import (
     run_mnist,
     training,
 )
+from batchnorm.paper.mnist.measure import measure, steps_to
 from batchnorm.paper.training.loop import train
 from batchnorm.paper.training.run import Run, new_folder
 

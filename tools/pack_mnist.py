@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from batchnorm.paper.data import IDX_NAMES, PACKED, load_mnist
+from batchnorm.paper.mnist.data import IDX_NAMES, PACKED, load_mnist
 
 SOURCE_SHA256 = {
     "train-images-idx3-ubyte.gz": "0b367032e93c5d0cea0925647cfdb18614af8ee15f83e6f2fc2ad904a6835971",

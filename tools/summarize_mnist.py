@@ -3,8 +3,8 @@
 from pathlib import Path
 from statistics import mean, stdev
 
-from batchnorm.paper.mnist import ARMS
-from batchnorm.paper.sweep import grid_means
+from batchnorm.paper.mnist.experiment import ARMS
+from batchnorm.paper.mnist.sweep import grid_means
 from batchnorm.paper.training.run import Row, Run
 
 RECORDS = Path(__file__).parents[1] / "records" / "mnist"

@@ -11,9 +11,9 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
 
 from .comparison import Record, band, by_variant
-from .evaluate import PERCENTILES
-from .mnist import LABELS
-from .sweep import grid_means
+from .mnist.experiment import LABELS
+from .mnist.measure import PERCENTILES
+from .mnist.sweep import grid_means
 from .training.run import Row
 
 # Okabe and Ito's colours, told apart by colour-blind readers too; line styles say the same again. The ensemble's are

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from ..algorithm2.recalibrate import recalibrate
 from ..errors import BatchNormError
-from .evaluate import count_hits
 from .images.distortions import Distort, normalised
 from .images.loader import Batch, Damage, ImageBatches, Waiting, evaluation_batches
 from .images.sources import Images
 from .inception import Inception
 from .inception_config import Settled
+from .mnist.measure import count_hits
 from .training.loop import Training, train
 from .training.processes import Processes
 from .training.run import Checkpoint, Row, Run

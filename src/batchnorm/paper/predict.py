@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from ..algorithm2.fold import fold
 from ..errors import BatchNormError
-from .evaluate import count_hits
 from .imagenet import network
 from .images.distortions import normalised
 from .images.loader import Damage, evaluation_batches
 from .images.sources import Images, check_classes, open_images
 from .jobs import CHECKPOINT, Job
+from .mnist.measure import count_hits
 from .training.run import Row, Run
 
 LOG = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ...errors import BatchNormError
-from ..data import read_idx, unpacked
+from ..mnist.data import read_idx, unpacked
 from .decode import EXTENSIONS, DamagedImage, decode
 from .shards import ShardImages, numbered
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import BatchNormError
+from ...errors import BatchNormError
 
 PACKED = Path(__file__).with_name("mnist.npz")
 THRESHOLD = 127  # a pixel is 1 above it; the paper says "binary image" and no more

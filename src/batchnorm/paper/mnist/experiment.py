@@ -14,14 +14,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import BatchNormError
-from ..layers import BatchNorm1d
+from ...errors import BatchNormError
+from ...layers import BatchNorm1d
+from ..training.loop import Training, train
+from ..training.run import Row, Run
+from ..training.settings import check_settings
 from .backprop import loss_and_gradients
 from .data import PIXELS, Batches, Mnist, load_mnist
-from .evaluate import measure
-from .training.loop import Training, train
-from .training.run import Row, Run
-from .training.settings import check_settings
+from .measure import measure
 
 LABELS = {"plain": "without BN", "bn": "with BN"}
 ARMS = tuple(LABELS)

@@ -8,11 +8,11 @@ from itertools import product
 from statistics import mean
 from threading import Event
 
-from ..errors import BatchNormError
+from ...errors import BatchNormError
+from ..training.loop import train
+from ..training.run import Row, Run
 from .data import Mnist
-from .mnist import ARMS, LABELS, MnistConfig, in_parallel, training
-from .training.loop import train
-from .training.run import Row, Run
+from .experiment import ARMS, LABELS, MnistConfig, in_parallel, training
 
 LRS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 STDS = (0.01, 0.03, 0.1, 0.3, 1.0)

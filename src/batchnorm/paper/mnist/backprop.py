@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..layers import BatchNorm1d
+from ...layers import BatchNorm1d
 
 
 @torch.no_grad()
