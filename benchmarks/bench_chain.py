@@ -19,7 +19,7 @@ from machine import described
 from torch import Tensor, nn
 
 import batchnorm as bn
-from batchnorm.paper.inception import Inception
+from batchnorm.paper.inception.network import Inception
 
 FORMATS = {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}
 CHAINS = [(64, 56), (128, 28), (192, 14)]  # channels, side

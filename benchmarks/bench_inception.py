@@ -35,13 +35,13 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import batchnorm as bn
-from batchnorm.paper.imagenet import Trainer
 from batchnorm.paper.images.loader import default_workers
 from batchnorm.paper.images.sources import open_images
-from batchnorm.paper.inception import Inception
-from batchnorm.paper.inception_config import InceptionConfig, settled
+from batchnorm.paper.inception.config import InceptionConfig, settled
+from batchnorm.paper.inception.network import Inception
+from batchnorm.paper.inception.trainer import Trainer
+from batchnorm.paper.inception.variants import BN_X5
 from batchnorm.paper.training.processes import ALONE
-from batchnorm.paper.variants import BN_X5
 
 BATCH, SIZE = 32, 224
 # name -> our layers, channels-last, bfloat16, keep_memory, torch.compile

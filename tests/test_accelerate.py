@@ -7,7 +7,7 @@ from types import MappingProxyType
 import pytest
 
 import batchnorm as bn
-from batchnorm.paper.variants import BN_BASELINE
+from batchnorm.paper.inception.variants import BN_BASELINE
 
 
 @dataclass(frozen=True)

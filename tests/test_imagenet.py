@@ -21,19 +21,20 @@ from torch import nn
 
 import batchnorm as bn
 from batchnorm.cli import main
-from batchnorm.paper import imagenet, predict, progress
-from batchnorm.paper.comparison import read_records
-from batchnorm.paper.imagenet import Trainer, run_variant
+from batchnorm.paper import progress
 from batchnorm.paper.images import shards as shard_room
 from batchnorm.paper.images.distortions import Distort, crops_144, normalised
 from batchnorm.paper.images.loader import ImageBatches
 from batchnorm.paper.images.sources import open_both, open_images
-from batchnorm.paper.inception_config import InceptionConfig, settled
-from batchnorm.paper.jobs import CHECKPOINT, GROUPS, NAMES, choose_jobs, new_jobs, resumed_jobs
-from batchnorm.paper.predict import evaluate, load_network
+from batchnorm.paper.inception import evaluate
+from batchnorm.paper.inception.comparison import read_records
+from batchnorm.paper.inception.config import InceptionConfig, settled
+from batchnorm.paper.inception.evaluate import evaluate, load_network
+from batchnorm.paper.inception.jobs import CHECKPOINT, GROUPS, NAMES, choose_jobs, new_jobs, resumed_jobs
+from batchnorm.paper.inception.trainer import Trainer, run_variant
+from batchnorm.paper.inception.variants import BN_X5, BN_X30, BY_NAME, INCEPTION, INCEPTION_X5, learning_rate
 from batchnorm.paper.training.processes import ALONE
 from batchnorm.paper.training.run import Run
-from batchnorm.paper.variants import BN_X5, BN_X30, BY_NAME, INCEPTION, INCEPTION_X5, learning_rate
 
 TINY = InceptionConfig(
     steps=12, eval_every=6, size=28, width=1 / 8, modules=("3c", "5b"), lr=0.02, batch_size=16, workers=0, threads=1

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 import batchnorm as bn
-from batchnorm.paper.inception import MODULES, SMALL, Inception, PerActivation
-from batchnorm.paper.variants import (
+from batchnorm.paper.inception.network import MODULES, SMALL, Inception, PerActivation
+from batchnorm.paper.inception.variants import (
     BN_BASELINE,
     BN_X5,
     BN_X5_SIGMOID,

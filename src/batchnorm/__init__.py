@@ -1,7 +1,6 @@
 """Batch Normalization, the whole of it, for PyTorch."""
 
 from . import functional as functional
-from .accelerate import accelerate as accelerate
 from .algorithm2.fold import FoldResult as FoldResult
 from .algorithm2.fold import fold as fold
 from .algorithm2.folding.placement import FoldRow as FoldRow
@@ -25,5 +24,6 @@ from .layers import BatchNorm2d as BatchNorm2d
 from .layers import BatchNorm3d as BatchNorm3d
 from .memory import keep_memory as keep_memory
 from .moments import Moments as Moments
+from .paper.inception.recipe import accelerate as accelerate
 
 __version__ = "0.1.0"

@@ -20,8 +20,8 @@ try:
     import tyro
 
     from .paper.console import show_mnist, show_report, show_sweep
-    from .paper.inception_config import InceptionConfig
-    from .paper.jobs import VariantName, choose_jobs
+    from .paper.inception.config import InceptionConfig
+    from .paper.inception.jobs import VariantName, choose_jobs
     from .paper.mnist.experiment import MnistConfig, config_from_json, config_to_json
     from .paper.mnist.sweep import check_sweep
     from .paper.training.processes import cores_each, joined

@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from .comparison import fig3_table, fig4_table, read_records
 from .figures import STYLES, figure1, figure2, heat_map
+from .inception.comparison import fig3_table, fig4_table, read_records
 from .inception_report import write_inception_report
 from .mnist.data import Mnist
 from .mnist.experiment import MnistConfig, config_to_json, run_mnist

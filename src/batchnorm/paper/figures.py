@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
 
-from .comparison import Record, band, by_variant
+from .inception.comparison import Record, band, by_variant
 from .mnist.experiment import LABELS
 from .mnist.measure import PERCENTILES
 from .mnist.sweep import grid_means

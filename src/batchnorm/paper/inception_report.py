@@ -8,8 +8,8 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from .comparison import Record, band, by_variant, fig3_table, fig4_table
 from .figures import MARKERS, VARIANT_STYLES
+from .inception.comparison import Record, band, by_variant, fig3_table, fig4_table
 from .report import DASHES, SYMBOLS, html_table, page
 from .training.run import write_atomically
 

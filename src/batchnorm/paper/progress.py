@@ -16,10 +16,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from .console import print_table
-from .imagenet import Trainer, run_variant
 from .images.sources import open_both
-from .jobs import CHECKPOINT, EVALUATIONS, Job, runs
-from .predict import evaluate
+from .inception.evaluate import evaluate
+from .inception.jobs import CHECKPOINT, EVALUATIONS, Job, runs
+from .inception.trainer import Trainer, run_variant
 from .training.processes import Processes
 from .training.run import Row, Run, append_row
 

@@ -13,7 +13,7 @@ from torch.nn.functional import interpolate
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from ..variants import Strength
+from ..inception.variants import Strength
 
 # Going deeper with convolutions (Szegedy et al., 2014), Sec. 6.
 PATCH_AREA = (0.08, 1.0)

@@ -8,7 +8,7 @@ from dataclasses import fields, is_dataclass, replace
 from numbers import Real
 from typing import Any, TypeVar, cast
 
-from .errors import BatchNormError
+from ...errors import BatchNormError
 
 Config = TypeVar("Config")
 

@@ -7,9 +7,9 @@ from typing import Literal
 
 import torch
 
-from ..errors import BatchNormError
-from .inception import MODULES, SMALL, Inception
-from .training.settings import check_settings
+from ...errors import BatchNormError
+from ..training.settings import check_settings
+from .network import MODULES, SMALL, Inception
 from .variants import DECAY_EVERY, INCEPTION, Variant
 
 # For Fashion-MNIST: the plain network's best in the sweep of records/inception-fashion; and 16 decays in the 1.6 epochs

@@ -7,11 +7,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from ..errors import BatchNormError
-from .images.sources import has_index, open_both, save_index
-from .inception_config import InceptionConfig, Settled, settled
-from .training.processes import launched, restarted
-from .training.run import Run, new_folder
+from ...errors import BatchNormError
+from ..images.sources import has_index, open_both, save_index
+from ..training.processes import launched, restarted
+from ..training.run import Run, new_folder
+from .config import InceptionConfig, Settled, settled
 from .variants import BY_NAME, ENSEMBLE, VARIANTS, Variant
 
 EXPERIMENT = "inception"

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 
-from ..errors import BatchNormError
+from ...errors import BatchNormError
+from ..training.run import Row, Run, read_rows
 from .jobs import EVALUATIONS, Job, runs
-from .training.run import Row, Run, read_rows
 from .variants import BY_NAME, INCEPTION, rescaled
 
 # Fig. 3: steps to 72.2 % and best top-1, in the paper's words where it gives no number.

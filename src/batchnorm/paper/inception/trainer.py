@@ -12,17 +12,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..algorithm2.recalibrate import recalibrate
-from ..errors import BatchNormError
-from .images.distortions import Distort, normalised
-from .images.loader import Batch, Damage, ImageBatches, Waiting, evaluation_batches
-from .images.sources import Images
-from .inception import Inception
-from .inception_config import Settled
-from .mnist.measure import count_hits
-from .training.loop import Training, train
-from .training.processes import Processes
-from .training.run import Checkpoint, Row, Run
+from ...algorithm2.recalibrate import recalibrate
+from ...errors import BatchNormError
+from ..images.distortions import Distort, normalised
+from ..images.loader import Batch, Damage, ImageBatches, Waiting, evaluation_batches
+from ..images.sources import Images
+from ..mnist.measure import count_hits
+from ..training.loop import Training, train
+from ..training.processes import Processes
+from ..training.run import Checkpoint, Row, Run
+from .config import Settled
+from .network import Inception
 from .variants import SGD_MOMENTUM, Variant, learning_rate, rescaled
 
 LOG = logging.getLogger(__name__)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from ..accelerate import accelerate
-from ..functional import Activation
+from ...functional import Activation
+from .recipe import accelerate
 
 Strength = Literal["strong", "weak", "none"]  # of the distortions
 

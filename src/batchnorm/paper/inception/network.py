@@ -8,9 +8,9 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from ..errors import BatchNormError
-from ..functional import Activation
-from ..layers import BatchNorm1d, BatchNorm2d
+from ...errors import BatchNormError
+from ...functional import Activation
+from ...layers import BatchNorm1d, BatchNorm2d
 
 
 @dataclass(frozen=True)

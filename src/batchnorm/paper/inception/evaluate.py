@@ -8,15 +8,15 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from ..algorithm2.fold import fold
-from ..errors import BatchNormError
-from .imagenet import network
-from .images.distortions import normalised
-from .images.loader import Damage, evaluation_batches
-from .images.sources import Images, check_classes, open_images
+from ...algorithm2.fold import fold
+from ...errors import BatchNormError
+from ..images.distortions import normalised
+from ..images.loader import Damage, evaluation_batches
+from ..images.sources import Images, check_classes, open_images
+from ..mnist.measure import count_hits
+from ..training.run import Row, Run
 from .jobs import CHECKPOINT, Job
-from .mnist.measure import count_hits
-from .training.run import Row, Run
+from .trainer import network
 
 LOG = logging.getLogger(__name__)
 FORWARD_IMAGES = 144  # crops that go through a network at once, so that memory stays flat
