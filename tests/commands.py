@@ -8,7 +8,7 @@ from multiprocessing import forkserver
 from pathlib import Path
 
 FORKSERVER = multiprocessing.get_context("forkserver")
-FORKSERVER.set_forkserver_preload(["batchnorm.cli", "batchnorm.paper.progress", "torch.distributed.run"])
+FORKSERVER.set_forkserver_preload(["batchnorm.cli", "batchnorm.paper.show.progress", "torch.distributed.run"])
 
 
 def prepare():

@@ -8,14 +8,14 @@ from PIL import Image
 from playwright.sync_api import sync_playwright
 
 import batchnorm as bn
-from batchnorm.paper.console import print_table
-from batchnorm.paper.figures import VARIANT_STYLES, accuracy_floor, figure1, figure2, heat_map
 from batchnorm.paper.inception.comparison import Record, by_variant, fig3_table, fig4_table, read_records
 from batchnorm.paper.inception.config import InceptionConfig, settled
 from batchnorm.paper.inception.jobs import Job
 from batchnorm.paper.inception.variants import BY_NAME
-from batchnorm.paper.inception_report import write_inception_report
-from batchnorm.paper.report import steps_table, write_report
+from batchnorm.paper.show.console import print_table
+from batchnorm.paper.show.figures import VARIANT_STYLES, accuracy_floor, figure1, figure2, heat_map
+from batchnorm.paper.show.inception_report import write_inception_report
+from batchnorm.paper.show.mnist_report import steps_table, write_report
 from batchnorm.paper.training.run import Run
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

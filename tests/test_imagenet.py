@@ -21,7 +21,6 @@ from torch import nn
 
 import batchnorm as bn
 from batchnorm.cli import main
-from batchnorm.paper import progress
 from batchnorm.paper.images import shards as shard_room
 from batchnorm.paper.images.distortions import Distort, crops_144, normalised
 from batchnorm.paper.images.loader import ImageBatches
@@ -33,6 +32,7 @@ from batchnorm.paper.inception.evaluate import evaluate, load_network
 from batchnorm.paper.inception.jobs import CHECKPOINT, GROUPS, NAMES, choose_jobs, new_jobs, resumed_jobs
 from batchnorm.paper.inception.trainer import Trainer, run_variant
 from batchnorm.paper.inception.variants import BN_X5, BN_X30, BY_NAME, INCEPTION, INCEPTION_X5, learning_rate
+from batchnorm.paper.show import progress
 from batchnorm.paper.training.processes import ALONE
 from batchnorm.paper.training.run import Run
 

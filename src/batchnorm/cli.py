@@ -19,11 +19,11 @@ from .memory import keep_memory
 try:
     import tyro
 
-    from .paper.console import show_mnist, show_report, show_sweep
     from .paper.inception.config import InceptionConfig
     from .paper.inception.jobs import VariantName, choose_jobs
     from .paper.mnist.experiment import MnistConfig, config_from_json, config_to_json
     from .paper.mnist.sweep import check_sweep
+    from .paper.show.console import show_mnist, show_report, show_sweep
     from .paper.training.processes import cores_each, joined
     from .paper.training.run import Run
 except ModuleNotFoundError as missing:
@@ -97,7 +97,7 @@ def inception(
         resume: Go on with this run, or with a folder of several, under its own settings; on the CPU with as many
             processes its records become the same, to the bit, as if it had never stopped.
     """
-    from .paper.progress import show_jobs  # with torchvision, which the other commands do without
+    from .paper.show.progress import show_jobs  # with torchvision, which the other commands do without
 
     keep_memory()
     with joined() as processes:
@@ -134,7 +134,7 @@ def evaluate(
         fold: Evaluate the folded network; --no-fold the one with its BN layers.
         workers: Processes that read images; by default one a core.
     """
-    from .paper.progress import show_evaluation
+    from .paper.show.progress import show_evaluation
 
     show_evaluation(runs, data, crops, fold, workers)
 

@@ -13,14 +13,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from ..inception.comparison import fig3_table, fig4_table, read_records
+from ..mnist.data import Mnist
+from ..mnist.experiment import MnistConfig, config_to_json, run_mnist
+from ..mnist.sweep import best_table, run_sweep, settings
+from ..training.run import Row, Run, new_folder
 from .figures import STYLES, figure1, figure2, heat_map
-from .inception.comparison import fig3_table, fig4_table, read_records
 from .inception_report import write_inception_report
-from .mnist.data import Mnist
-from .mnist.experiment import MnistConfig, config_to_json, run_mnist
-from .mnist.sweep import best_table, run_sweep, settings
-from .report import steps_table, write_report
-from .training.run import Row, Run, new_folder
+from .mnist_report import steps_table, write_report
 
 
 def show_mnist(config: MnistConfig, data: Mnist, run: Run) -> None:

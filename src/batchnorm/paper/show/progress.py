@@ -15,13 +15,13 @@ from types import FrameType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
+from ..images.sources import open_both
+from ..inception.evaluate import evaluate
+from ..inception.jobs import CHECKPOINT, EVALUATIONS, Job, runs
+from ..inception.trainer import Trainer, run_variant
+from ..training.processes import Processes
+from ..training.run import Row, Run, append_row
 from .console import print_table
-from .images.sources import open_both
-from .inception.evaluate import evaluate
-from .inception.jobs import CHECKPOINT, EVALUATIONS, Job, runs
-from .inception.trainer import Trainer, run_variant
-from .training.processes import Processes
-from .training.run import Row, Run, append_row
 
 REFRESH_SECONDS = 0.5
 NEGLIGIBLE_WAIT = 0.02  # of the time

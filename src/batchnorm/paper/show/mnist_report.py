@@ -9,9 +9,9 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from ..mnist.measure import PERCENTILES, steps_to
+from ..training.run import Row, write_atomically
 from .figures import STYLES, accuracy_floor, series
-from .mnist.measure import PERCENTILES, steps_to
-from .training.run import Row, write_atomically
 
 LEVELS = (0.90, 0.95, 0.97)
 DASHES = {"-": "solid", "--": "dash", "-.": "dashdot", ":": "dot"}

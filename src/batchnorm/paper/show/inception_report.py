@@ -8,10 +8,10 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from ..inception.comparison import Record, band, by_variant, fig3_table, fig4_table
+from ..training.run import write_atomically
 from .figures import MARKERS, VARIANT_STYLES
-from .inception.comparison import Record, band, by_variant, fig3_table, fig4_table
-from .report import DASHES, SYMBOLS, html_table, page
-from .training.run import write_atomically
+from .mnist_report import DASHES, SYMBOLS, html_table, page
 
 _ABOUT = """Ioffe and Szegedy, 2015, Sec. 4.2, computed by <code>batchnorm inception</code>: the Inception network of
 Fig. 5 and its batch-normalized variants. Top-1 is over all validation images, one crop each, by population statistics
