@@ -8,7 +8,7 @@ from multiprocessing import forkserver
 from pathlib import Path
 
 FORKSERVER = multiprocessing.get_context("forkserver")
-FORKSERVER.set_forkserver_preload(["batchnorm.cli", "batchnorm.paper.show.progress", "torch.distributed.run"])
+FORKSERVER.set_forkserver_preload(["batchnorm.cli.main", "batchnorm.paper.show.progress", "torch.distributed.run"])
 
 
 def prepare():
@@ -16,7 +16,7 @@ def prepare():
     forkserver.ensure_running()
 
 
-def started(*arguments, module="batchnorm.cli", output=os.devnull, **environment):
+def started(*arguments, module="batchnorm.cli.main", output=os.devnull, **environment):
     """`module` with these arguments, as the command line would run it; what it prints goes to the file `output`."""
     process = FORKSERVER.Process(target=_run, args=(module, list(map(str, arguments)), str(output), environment))
     process.start()

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 import batchnorm as bn
-from batchnorm import cli
 from batchnorm.paper.mnist.experiment import MnistConfig
 
 OPTIONS = ["steps", "batch-size", "lr", "std", "seed", "eval-every", "threads", "data", "out", "resume", "sweep"]
@@ -96,7 +95,7 @@ def test_the_version_is_the_packages_and_torchs(monkeypatch, capsys):
 
 
 def test_without_its_extras_the_command_says_what_to_install():
-    code = "import sys; sys.modules['rich.progress'] = sys.modules['rich'] = None; import batchnorm.cli"
+    code = "import sys; sys.modules['rich.progress'] = sys.modules['rich'] = None; import batchnorm.cli.main"
     done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.strip() == "batchnorm: the command needs rich. Install it with: pip install 'batchnorm[paper]'"

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from batchnorm import cli, command
+from batchnorm.cli import command
 
 SHAPE = (2, 3, 8, 8)
 TINY = """

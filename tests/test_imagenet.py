@@ -20,7 +20,7 @@ from jpegs import CLASSES, jpeg_shards, jpeg_tree
 from torch import nn
 
 import batchnorm as bn
-from batchnorm.cli import main
+from batchnorm.cli.main import main
 from batchnorm.paper.images import shards as shard_room
 from batchnorm.paper.images.distortions import Distort, crops_144, normalised
 from batchnorm.paper.images.loader import ImageBatches

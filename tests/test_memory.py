@@ -6,8 +6,6 @@ import sys
 
 import pytest
 
-from batchnorm import cli
-
 FAULTS = """
 import resource, torch, batchnorm as bn
 torch.set_num_threads(1)

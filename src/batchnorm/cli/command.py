@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .algorithm2.fold import fold
-from .algorithm2.insert import Removable, insert
-from .algorithm2.recalibrate import Estimator, recalibrate
-from .errors import BatchNormError
+from ..algorithm2.fold import fold
+from ..algorithm2.insert import Removable, insert
+from ..algorithm2.recalibrate import Estimator, recalibrate
+from ..errors import BatchNormError
+from ..graph.batches import does_not_run
 from .files import check_out, make, make_model, save_network, save_state
-from .graph.batches import does_not_run
 
 ROUNDS = 20
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .errors import BatchNormError, first_few, first_line
+from ..errors import BatchNormError, first_few, first_line
 
 # Of the extra `files`, by ending.
 _PACKAGES = {".onnx": ("onnx", "onnxscript"), ".safetensors": ("safetensors",)}

@@ -8,24 +8,24 @@ from typing import Annotated, Literal
 
 import torch
 
-from . import __version__
-from .algorithm2.insert import Removable
-from .algorithm2.recalibrate import Estimator
+from .. import __version__
+from ..algorithm2.insert import Removable
+from ..algorithm2.recalibrate import Estimator
+from ..errors import BatchNormError
+from ..kernels.bindings import kernels_available
+from ..memory import keep_memory
 from .command import run_fold, run_insert, run_recalibrate
-from .errors import BatchNormError
-from .kernels.bindings import kernels_available
-from .memory import keep_memory
 
 try:
     import tyro
 
-    from .paper.inception.config import InceptionConfig
-    from .paper.inception.jobs import VariantName, choose_jobs
-    from .paper.mnist.experiment import MnistConfig, config_from_json, config_to_json
-    from .paper.mnist.sweep import check_sweep
-    from .paper.show.console import show_mnist, show_report, show_sweep
-    from .paper.training.processes import cores_each, joined
-    from .paper.training.run import Run
+    from ..paper.inception.config import InceptionConfig
+    from ..paper.inception.jobs import VariantName, choose_jobs
+    from ..paper.mnist.experiment import MnistConfig, config_from_json, config_to_json
+    from ..paper.mnist.sweep import check_sweep
+    from ..paper.show.console import show_mnist, show_report, show_sweep
+    from ..paper.training.processes import cores_each, joined
+    from ..paper.training.run import Run
 except ModuleNotFoundError as missing:
     if missing.name not in ("tyro", "rich", "matplotlib", "plotly"):
         raise
@@ -97,7 +97,7 @@ def inception(
         resume: Go on with this run, or with a folder of several, under its own settings; on the CPU with as many
             processes its records become the same, to the bit, as if it had never stopped.
     """
-    from .paper.show.progress import show_jobs  # with torchvision, which the other commands do without
+    from ..paper.show.progress import show_jobs  # with torchvision, which the other commands do without
 
     keep_memory()
     with joined() as processes:
@@ -134,7 +134,7 @@ def evaluate(
         fold: Evaluate the folded network; --no-fold the one with its BN layers.
         workers: Processes that read images; by default one a core.
     """
-    from .paper.show.progress import show_evaluation
+    from ..paper.show.progress import show_evaluation
 
     show_evaluation(runs, data, crops, fold, workers)
 
