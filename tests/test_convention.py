@@ -1,14 +1,14 @@
 """Every line of docs/convention.md, with a number worked out by hand."""
 
 import re
-from pathlib import Path
 
 import pytest
 import torch
+from support.paths import ROOT
 
 import batchnorm as bn
 
-DOC = Path(__file__).parents[1] / "docs" / "convention.md"
+DOC = ROOT / "docs" / "convention.md"
 X = torch.tensor([[1.0], [3.0]])  # mean 2, biased variance 1, unbiased variance 2
 
 

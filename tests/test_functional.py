@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-import reference
 import torch
+from support import reference
 
 import batchnorm as bn
 from batchnorm import functional

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from batchnorm.cli import main
+
 FAULTS = """
 import resource, torch, batchnorm as bn
 torch.set_num_threads(1)
@@ -37,7 +39,7 @@ def test_the_trainers_of_the_command_line_keep_theirs(command, monkeypatch, tmp_
     def keep_memory():
         raise Kept
 
-    monkeypatch.setattr(cli, "keep_memory", keep_memory)
+    monkeypatch.setattr(main, "keep_memory", keep_memory)
     monkeypatch.setattr("sys.argv", ["batchnorm", *command, "--out", str(tmp_path / "run")])
     with pytest.raises(Kept):
-        cli.main()
+        main.main()

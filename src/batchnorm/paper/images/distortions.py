@@ -13,16 +13,12 @@ from torch.nn.functional import interpolate
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from ..inception.variants import Strength
+from .strength import PHOTOMETRIC, Strength
 
 # Going deeper with convolutions (Szegedy et al., 2014), Sec. 6.
 PATCH_AREA = (0.08, 1.0)
 PATCH_ASPECT = (3 / 4, 4 / 3)
 INTERPOLATIONS = ("bilinear", "area", "nearest", "bicubic")
-# Photometric distortions "by Andrew Howard", it says there. His (2013) are brightness, contrast and saturation by
-# factors this far from 1, and Krizhevsky's noise (2012) along the principal components of ImageNet's colours, of this
-# standard deviation. The recipe has less of it (Sec. 4.2.1) and says no number: a quarter.
-PHOTOMETRIC = {"strong": (0.5, 0.1), "weak": (0.125, 0.025)}
 COLOUR_VALUES = np.array([0.2175, 0.0188, 0.0045])
 COLOUR_VECTORS = np.array(
     [[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]]

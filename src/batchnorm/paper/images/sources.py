@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from ...errors import BatchNormError
-from ..mnist.data import read_idx, unpacked
 from .decode import EXTENSIONS, DamagedImage, decode
+from .idx import read_idx, unpacked
 from .shards import ShardImages, numbered
 
 Split = Literal["train", "val"]

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from ...functional import Activation
+from ..images.strength import Strength
 from .recipe import accelerate
-
-Strength = Literal["strong", "weak", "none"]  # of the distortions
 
 # What the paper leaves open, and where each value is from.
 SGD_MOMENTUM = 0.9  # Going deeper with convolutions (Szegedy et al., 2014), Sec. 6

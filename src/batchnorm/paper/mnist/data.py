@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
-import math
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...errors import BatchNormError
+from ..images.idx import read_idx
 
 PACKED = Path(__file__).with_name("mnist.npz")
 THRESHOLD = 127  # a pixel is 1 above it; the paper says "binary image" and no more
@@ -93,36 +91,6 @@ def _find_idx(folder: Path, name: str) -> Path:
         f"{folder} has neither {name} nor {name}.gz; --data wants a folder with the four IDX files of MNIST: "
         + ", ".join(IDX_NAMES.values())
     )
-
-
-def unpacked(path: Path) -> bytes:
-    """The content of a file, gzipped or not.
-
-    Raises:
-        BatchNormError: it can't be read, or is truncated.
-    """
-    try:
-        content = path.read_bytes()
-        return gzip.decompress(content) if content.startswith(b"\x1f\x8b") else content  # gzip, whatever its name
-    except (EOFError, zlib.error, OSError) as error:
-        raise BatchNormError(f"{path} cannot be read: {error}. Copy or download it again.") from error
-
-
-def read_idx(path: Path) -> np.ndarray:
-    """The array of one IDX file: two zero bytes, a type (8 is uint8), the number of axes, big-endian sizes, values."""
-    content = unpacked(path)
-    axes = content[3] if len(content) >= 4 and content[:3] == b"\0\0\x08" else 0
-    header = 4 + 4 * axes
-    if axes == 0 or len(content) < header:
-        raise BatchNormError(f"{path} is not an IDX file of bytes: it starts with {content[:4].hex(' ') or 'nothing'}")
-    shape = tuple(int(size) for size in np.frombuffer(content, ">u4", axes, offset=4))
-    wanted = math.prod(shape)
-    if len(content) - header != wanted:
-        raise BatchNormError(
-            f"{path} announces {shape}, {wanted} values, and holds {len(content) - header}: "
-            "truncated or damaged. Copy or download it again."
-        )
-    return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
 
 
 def _check_split(folder: Path, split: str, images: np.ndarray, labels: np.ndarray) -> None:

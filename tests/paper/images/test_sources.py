@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from jpegs import CLASSES, add, jpeg, jpeg_shards, jpeg_tree, samples
 from PIL import Image
+from support.jpegs import CLASSES, add, jpeg, jpeg_shards, jpeg_tree, samples
 
 import batchnorm as bn
 from batchnorm.paper.images import shards as shard_room

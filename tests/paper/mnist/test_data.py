@@ -3,16 +3,16 @@
 import gzip
 import importlib.util
 import struct
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from support.paths import ROOT
 
 import batchnorm as bn
 from batchnorm.paper.mnist.data import IDX_NAMES, PACKED, Batches, load_mnist
 
-SCRIPT = Path(__file__).parents[1] / "tools" / "pack_mnist.py"
+SCRIPT = ROOT / "tools" / "pack_mnist.py"
 
 
 @pytest.fixture(scope="module")

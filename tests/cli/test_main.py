@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import batchnorm as bn
+from batchnorm.cli import main
 from batchnorm.paper.mnist.experiment import MnistConfig
 
 OPTIONS = ["steps", "batch-size", "lr", "std", "seed", "eval-every", "threads", "data", "out", "resume", "sweep"]
@@ -15,7 +16,7 @@ OPTIONS = ["steps", "batch-size", "lr", "std", "seed", "eval-every", "threads", 
 
 def run(monkeypatch, *arguments):
     monkeypatch.setattr(sys, "argv", ["batchnorm", *map(str, arguments)])
-    cli.main()
+    main.main()
 
 
 @pytest.fixture
@@ -36,7 +37,7 @@ def test_help_explains_every_option_with_its_default(help_text, option):
 
 @pytest.mark.parametrize("compiled", [True, False])
 def test_the_command_says_whether_the_kernels_are_missing(monkeypatch, capsys, compiled):
-    monkeypatch.setattr(cli, "kernels_available", lambda: compiled)
+    monkeypatch.setattr(main, "kernels_available", lambda: compiled)
     with pytest.raises(SystemExit):
         run(monkeypatch, "--help")
     assert ("installed without its compiled CPU kernels" in capsys.readouterr().err) is not compiled

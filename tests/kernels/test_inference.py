@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import reference
 import torch
 import torch.nn.functional as F
-from kernel_cases import SLOPE, TOLERANCE, VIEWS, by_the_kernels, make, to_numpy
+from support import reference
+from support.kernel_cases import SLOPE, TOLERANCE, VIEWS, by_the_kernels, make, to_numpy
 
 from batchnorm import functional
 

@@ -15,8 +15,8 @@ from threading import Event
 
 import pytest
 import torch
-from commands import prepare, started
-from jpegs import CLASSES, jpeg_shards, jpeg_tree
+from support.commands import prepare, started
+from support.jpegs import CLASSES, jpeg_shards, jpeg_tree
 from torch import nn
 
 import batchnorm as bn
@@ -25,7 +25,8 @@ from batchnorm.paper.images import shards as shard_room
 from batchnorm.paper.images.distortions import Distort, crops_144, normalised
 from batchnorm.paper.images.loader import ImageBatches
 from batchnorm.paper.images.sources import open_both, open_images
-from batchnorm.paper.inception import evaluate
+from batchnorm.paper.inception import evaluate as evaluation
+from batchnorm.paper.inception import trainer as trainer_module
 from batchnorm.paper.inception.comparison import read_records
 from batchnorm.paper.inception.config import InceptionConfig, settled
 from batchnorm.paper.inception.evaluate import evaluate, load_network
@@ -449,7 +450,7 @@ def damaged(tmp_path):
 
 @pytest.mark.parametrize("crops", [1, 144])
 def test_an_evaluation_passes_over_a_batch_of_damaged_images(damaged, finished, crops, monkeypatch):
-    monkeypatch.setattr(predict, "FORWARD_IMAGES", 3 if crops == 1 else 144)
+    monkeypatch.setattr(evaluation, "FORWARD_IMAGES", 3 if crops == 1 else 144)
     (row,) = evaluate(resumed_jobs(finished.folder), damaged, crops, True, 0, ignore)
     assert row["images"] == 9
 
@@ -464,7 +465,7 @@ def test_images_none_of_which_can_be_read_are_an_error(damaged, finished, tmp_pa
 
 
 def test_measuring_passes_over_a_damaged_batch_and_training_does_not(damaged, monkeypatch):
-    monkeypatch.setattr(imagenet, "EVALUATION_BATCH", 3)
+    monkeypatch.setattr(trainer_module, "EVALUATION_BATCH", 3)
     config = settled(replace(TINY, data=damaged, batch_size=2), BN_X5)
     trainer = Trainer(config, BN_X5, *(open_images(damaged, split) for split in ("train", "val")), ALONE)
     assert trainer._count_correct()[2] == 9

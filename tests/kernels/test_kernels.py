@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import reference
 import torch
 import torch.nn.functional as F
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from kernel_cases import SLOPE, TOLERANCE, VIEWS, by_the_kernels, check, make, run, to_numpy
+from support import reference
+from support.kernel_cases import SLOPE, TOLERANCE, VIEWS, by_the_kernels, check, make, run, to_numpy
 
 from batchnorm import functional
 from batchnorm.kernels import bindings

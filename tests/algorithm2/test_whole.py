@@ -2,12 +2,12 @@
 
 import copy
 import re
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.paths import ROOT
 from torch import nn
 
 import batchnorm as bn
@@ -120,7 +120,7 @@ def test_insert_train_recalibrate_fold_equals(network):
 
 
 def test_the_page_runs_and_prints_what_it_says(capsys):
-    page = (Path(__file__).parents[1] / "docs" / "algorithm2.md").read_text()
+    page = (ROOT / "docs" / "algorithm2.md").read_text()
     blocks = re.findall(r"```(python|text)\n(.*?)```", page, re.DOTALL)
     names = {}
     for kind, block in blocks:

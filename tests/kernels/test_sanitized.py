@@ -6,8 +6,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from support.paths import ROOT
 
-ROOT = Path(__file__).parents[1]
 COMPILER = shutil.which("c++") or shutil.which("g++")
 CHECKED = ["-g", "-O0", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 EVERY_RUN = f"{25 * 13 * 48} runs"  # sizes, channels, variants
@@ -31,7 +31,9 @@ def driver(tmp_path_factory):
         common = [compiler, "-std=c++17", "-ffp-contract=off", f"-I{ROOT / 'csrc'}"]
         named = ["-DBATCHNORM_KERNELS=kernels_checked", '-DBATCHNORM_TARGET="checked"']
         sources = [ROOT / "csrc" / "batch_norm.cpp", ROOT / "csrc" / "threads.cpp"]
-        subprocess.run([*common, "-O2", "-c", ROOT / "tests" / "sanitized.cpp", "-o", folder / "driver.o"], check=True)
+        subprocess.run(
+            [*common, "-O2", "-c", ROOT / "tests" / "kernels" / "sanitized.cpp", "-o", folder / "driver.o"], check=True
+        )
         whole = [*common, *loops, *named, folder / "driver.o", *sources, "-o", folder / "driver", "-ldl", *link]
         built = subprocess.run(whole, capture_output=True, text=True, check=False)
         if "cannot find" in built.stderr and "san" in built.stderr:

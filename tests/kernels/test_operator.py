@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from kernel_cases import SLOPE, by_the_kernels, make, run
+from support.kernel_cases import SLOPE, by_the_kernels, make, run
 
 import batchnorm as bn
 from batchnorm import functional

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from kernel_cases import TOLERANCE, by_the_kernels, make, run
+from support.kernel_cases import TOLERANCE, by_the_kernels, make, run
 
 from batchnorm import functional
 from batchnorm.kernels import bindings

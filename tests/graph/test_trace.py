@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import Call
+from support.networks import Call
 from torch import nn
 
 import batchnorm as bn

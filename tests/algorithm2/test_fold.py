@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 import warnings
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import Call
+from support.networks import Call
+from support.paths import ROOT
 from torch import nn
 from torch.fx.experimental.optimization import fuse as fx_fuse
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -601,7 +601,7 @@ def test_the_result_prints_as_a_table():
 
 
 def test_the_code_of_the_docs_runs_and_prints_what_they_say(capsys):
-    page = (Path(__file__).parents[1] / "docs" / "fold.md").read_text()
+    page = (ROOT / "docs" / "fold.md").read_text()
     code, printed, fuse = re.findall(r"```(?:python)?\n(.*?)```", page, re.DOTALL)
     names: dict[str, Any] = {}
     exec(code.replace("print(result)", ""), names)

@@ -1,11 +1,10 @@
 """The README's code runs, and its links lead somewhere."""
 
 import re
-from pathlib import Path
 
 import pytest
+from support.paths import ROOT
 
-ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from networks import Call
+from support.networks import Call
 from torch import nn
 
 import batchnorm as bn

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import reference
 import torch
 
 from batchnorm import functional
 from batchnorm.kernels import bindings
+from support import reference
 
 SLOPE = 0.1
 # float32: a handful of roundings of values near 1. bfloat16: half a unit in the last of its 8 bits.

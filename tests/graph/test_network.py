@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import Call
+from support.networks import Call
 from torch import nn
 
 from batchnorm.graph.ops import NONLINEARITIES

@@ -5,8 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).parents[1]
+from support.paths import ROOT
 
 
 def script(path):

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import Call
+from support.networks import Call
 from torch import nn
 
 import batchnorm as bn

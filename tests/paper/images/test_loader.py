@@ -8,7 +8,7 @@ from itertools import islice, pairwise, product
 import numpy as np
 import pytest
 import torch
-from jpegs import jpeg_shards, jpeg_tree
+from support.jpegs import jpeg_shards, jpeg_tree
 
 import batchnorm as bn
 from batchnorm.paper.images import loader

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from batchnorm.cli import command
+from batchnorm.cli import command, main
 
 SHAPE = (2, 3, 8, 8)
 TINY = """
@@ -60,7 +60,7 @@ def tiny(monkeypatch, tmp_path):
 def run(monkeypatch, capsys, tiny):  # noqa: ARG001
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["batchnorm", *map(str, arguments)])
-        cli.main()
+        main.main()
         return capsys.readouterr().out
 
     return run
