@@ -14,7 +14,7 @@ from ..errors import BatchNormError
 from ..graph.compare import Call, copied, doubled, largest_error, run
 from ..graph.trace import example_args, trace
 from .folding.placement import Composer, FoldRow
-from .table import format_table
+from .results import format_table
 
 
 @dataclass(frozen=True)

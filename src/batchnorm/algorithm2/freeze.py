@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import BatchNormError
-from .table import format_table
+from .results import format_table
 
 if TYPE_CHECKING:
     from typing_extensions import Self

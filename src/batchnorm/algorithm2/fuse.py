@@ -15,7 +15,7 @@ from ..graph.compare import largest_error
 from ..graph.network import Network
 from ..graph.trace import trace
 from ..layers import BatchNorm1d, BatchNorm2d, BatchNorm3d, _FusedBatchNorm
-from .table import format_table
+from .results import format_table
 
 _FUSED = {
     nn.BatchNorm1d: BatchNorm1d,

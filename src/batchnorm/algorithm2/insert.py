@@ -20,7 +20,7 @@ from ..graph.symbolic import TrainingFlag
 from ..graph.trace import example_args, trace
 from ..layers import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from ..moments import Moments
-from .table import format_table
+from .results import format_table
 
 Removable = Literal["dropout", "lrn"]
 Where = str | Collection[str] | Callable[[str, nn.Module | None], bool]

@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ..errors import BatchNormError, first_few
 from ..graph.batches import check_batches, device_of, in_eval, run_batch
 from ..moments import Moments
-from .table import format_table
+from .results import format_table
 
 Estimator = Literal["pooled", "paper"]
 

@@ -1,16 +1,33 @@
-"""Rows as plain text: how the result of every transform prints."""
+"""Count and print the rows of a result."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+
+class Row(Protocol):
+    """Tell what became of one layer or place."""
+
+    @property
+    def outcome(self) -> str:
+        """Return one word, such as "kept"."""
+        ...
+
+
+def count(rows: Iterable[Row], outcome: str) -> int:
+    """Return the number of rows with this outcome."""
+    return sum(row.outcome == outcome for row in rows)
 
 
 def format_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Columns aligned by spaces, a line a row: text to the left, numbers to the right, floats to four digits.
+    """Align rows in columns, one line per row, without trailing spaces.
+
+    Text is aligned to the left and numbers to the right. Floats have four significant digits.
 
     Arguments:
-        header: the columns' names.
-        rows: as many cells each; None prints as an empty cell.
+        header: The names of the columns.
+        rows: One cell per column. None prints as an empty cell.
     """
     rows = list(rows)
     numeric = [any(isinstance(row[i], int | float) for row in rows) for i in range(len(header))]
