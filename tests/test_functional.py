@@ -236,6 +236,6 @@ def test_the_kernel_takes_batches_of_any_size_in_training(places):
 )
 def test_small_tensors_are_torchs_in_inference(places, kernel, monkeypatch):
     called = []
-    monkeypatch.setattr(functional.kernels, "inference", lambda x, *_: called.append(True) or x)
+    monkeypatch.setattr(functional.bindings, "inference", lambda x, *_: called.append(True) or x)
     batch_norm(torch.randn(places, 1), torch.zeros(1), torch.ones(1))
     assert bool(called) is kernel
