@@ -11,7 +11,7 @@ import torch
 from .. import __version__
 from ..algorithm2.insert import Removable
 from ..algorithm2.recalibrate import Estimator
-from ..errors import BatchNormError
+from ..errors import BatchNormError, Failure
 from ..kernels.bindings import kernels_available
 from ..memory import keep_memory
 from .command import run_fold, run_insert, run_recalibrate
@@ -236,7 +236,7 @@ def main() -> None:
             prog="batchnorm",
             description="Batch Normalization, the whole of it, for PyTorch. --version tells what is installed.",
         )
-    except BatchNormError as error:
+    except Failure as error:
         sys.exit(f"batchnorm: {error}")
     except ModuleNotFoundError as missing:
         if missing.name not in ("torchvision", "PIL"):
