@@ -5,7 +5,7 @@ one network after the other. Ours gets the same weights, batches, learning rate 
 the same weights. It differs in four things:
 
 - `bn.BatchNorm1d` runs on the compiled kernel.
-- One fused operation updates all parameters.
+- Gradients go straight into the parameters: nothing is accumulated into .grad, looked up by an optimizer and cleared.
 - Images stay one byte a pixel, so that gathering 60 random ones reads a quarter of the memory.
 - With two threads each network trains in its own; two threads inside one operation on 60 x 100 values gain nothing.
 
@@ -26,7 +26,8 @@ from torch import nn
 from batchnorm.paper.mnist.data import Batches, Mnist, load_mnist
 from batchnorm.paper.mnist.experiment import ARMS, MnistConfig, in_parallel, network, training
 from batchnorm.paper.training.loop import train
-from batchnorm.paper.training.run import Row, versions
+from batchnorm.paper.training.rows import Row
+from batchnorm.paper.training.versions import versions
 
 Weights = dict[str, dict[str, torch.Tensor]]
 

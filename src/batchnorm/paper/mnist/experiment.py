@@ -18,7 +18,8 @@ from torch import nn
 from ...errors import BatchNormError
 from ...layers import BatchNorm1d
 from ..training.loop import Training, train
-from ..training.run import Row, Run
+from ..training.rows import Row
+from ..training.run import Run
 from ..training.settings import check_settings
 from .data import PIXELS, Batches, Mnist, load_mnist
 from .measure import measure
@@ -94,15 +95,16 @@ def training(config: MnistConfig, arm: str, data: Mnist) -> Training:
     model = network(arm, config.std, config.seed)
     batches = Batches(len(data.train_images), config.batch_size, config.seed)
     test_images = data.test_images.float()
-    optimizer = torch.optim.SGD(model.parameters(), lr=config.lr, fused=True)
+    parameters = list(model.parameters())
 
     def update(step: int) -> torch.Tensor:
         index = batches.indices(step)
         images = data.train_images.index_select(0, index).float()
         loss = F.cross_entropy(model(images), data.train_labels.index_select(0, index))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        gradients = torch.autograd.grad(loss, parameters)
+        with torch.no_grad():
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.add_(gradient, alpha=-config.lr)
         return loss.detach()
 
     def measured() -> Row:
