@@ -1,4 +1,4 @@
-"""Algorithm 2, line 7: what is frozen stays frozen, bit for bit, through all that happens to a network."""
+"""Check that frozen layers keep their bits, whatever happens to the network (Algorithm 2, line 7)."""
 
 import copy
 import io
@@ -36,6 +36,16 @@ def network(layer: type[_BatchNorm] = nn.BatchNorm2d):
     return Network(layer)
 
 
+def every_kind():
+    """Return layers with statistics and parameters, with statistics alone, with parameters alone, with neither."""
+    return nn.Sequential(
+        nn.BatchNorm2d(4),
+        nn.BatchNorm1d(4, affine=False),
+        nn.BatchNorm3d(4, track_running_stats=False),
+        nn.BatchNorm2d(4, affine=False, track_running_stats=False),
+    )
+
+
 def images(seed=0):
     return torch.randn(4, 2, 6, 6, generator=torch.Generator().manual_seed(seed)) * 3 + 1
 
@@ -66,7 +76,7 @@ MOVES = [
     ({"statistics": False}, {*STATISTICS}),
     ({"statistics": False, "affine": False}, {*STATISTICS, *AFFINE}),
 ]
-# SyncBatchNorm normalises by the batch on an accelerator only, so its statistics must be frozen here.
+# On a CPU SyncBatchNorm does not normalize by the batch, so its statistics must be frozen here.
 CASES = [(kind, *case) for kind in KINDS for case in (MOVES[:2] if kind is nn.SyncBatchNorm else MOVES)]
 
 
@@ -301,7 +311,7 @@ def test_a_layer_without_statistics_is_in_the_mode_of_its_parents():
 def test_instance_norm_is_no_batch_norm():
     model = nn.Sequential(nn.InstanceNorm2d(4, affine=True, track_running_stats=True), nn.BatchNorm2d(4))
     rows = bn.freeze(model).rows
-    assert [row.layer for row in rows] == ["1"]
+    assert [row.name for row in rows] == ["1"]
     assert model.get_parameter("0.weight").requires_grad
     assert model.train()[0].training
 
@@ -322,15 +332,41 @@ def test_a_network_without_batch_norm_is_an_error():
         bn.unfreeze(nn.Linear(2, 2))
 
 
-def test_rows_say_what_is_frozen():
-    model = nn.Sequential(
-        nn.BatchNorm2d(4), nn.BatchNorm1d(4, affine=False), nn.BatchNorm3d(4, track_running_stats=False)
-    )
-    lines = str(bn.freeze(model, affine=False)).splitlines()
-    assert [line.split() for line in lines[2:]] == [
-        ["0", "BatchNorm2d", "frozen", "free"],
-        ["1", "BatchNorm1d", "frozen", "none"],
-        ["2", "BatchNorm3d", "none", "free"],
+@pytest.mark.parametrize(
+    ("options", "outcomes", "counts"),
+    [
+        ({}, ["frozen", "frozen", "frozen", "free"], (3, 0, 1)),
+        ({"affine": False}, ["partly", "frozen", "free", "free"], (1, 1, 2)),
+        ({"statistics": False}, ["partly", "free", "frozen", "free"], (1, 1, 2)),
+        ({"statistics": False, "affine": False}, ["free"] * 4, (0, 0, 4)),
+    ],
+)
+def test_outcomes_say_how_much_of_each_layer_is_frozen(options, outcomes, counts):
+    result = bn.freeze(every_kind(), **options)
+    assert [row.outcome for row in result.rows] == outcomes
+    assert (result.frozen, result.partly, result.free) == counts
+
+
+def test_a_reason_says_that_a_layer_has_nothing_to_freeze():
+    rows = bn.freeze(every_kind()).rows
+    assert [row.reason for row in rows] == ["", "", "", "has no running statistics and no parameters"]
+
+
+def test_outcomes_tell_the_state_now_not_the_last_call():
+    model = every_kind()
+    bn.freeze(model)
+    assert [row.outcome for row in bn.unfreeze(model, affine=False).rows] == ["partly", "free", "frozen", "free"]
+    assert [row.outcome for row in bn.freeze(model, affine=False).rows] == ["frozen", "frozen", "frozen", "free"]
+
+
+def test_the_result_prints_as_a_table():
+    lines = str(bn.freeze(every_kind(), affine=False)).splitlines()
+    assert lines[0].split() == ["name", "outcome", "kind", "statistics", "affine", "reason"]
+    assert [line.split(maxsplit=5) for line in lines[2:]] == [
+        ["0", "partly", "BatchNorm2d", "frozen", "free"],
+        ["1", "frozen", "BatchNorm1d", "frozen", "none"],
+        ["2", "free", "BatchNorm3d", "none", "free"],
+        ["3", "free", "BatchNorm2d", "none", "none", "has no running statistics and no parameters"],
     ]
 
 

@@ -1,29 +1,41 @@
-"""Algorithm 2, line 7: BN layers whose statistics and parameters stay what they are, until they are unfrozen."""
+"""Freeze the statistics and the parameters of BN layers (Algorithm 2, line 7)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, cast
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import BatchNormError
-from .results import format_table
+from .results import count, format_table
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+FreezeOutcome = Literal["frozen", "partly", "free"]
 
-_BEFORE = "requires_grad_before_freeze"
+_REQUIRES_GRAD = "requires_grad_before_freeze"
 
 
 @dataclass(frozen=True)
 class FreezeRow:
-    """What of one BN is frozen now: its statistics, its affine parameters; None for what it does not have."""
+    """Tell what of one BN layer is frozen now.
 
-    layer: str
+    Arguments:
+        name: The name of the layer in the network.
+        outcome: "frozen" if all the layer has is frozen, "free" if nothing is, else "partly".
+        reason: Why there is nothing to freeze, or "".
+        kind: The class of the layer.
+        statistics: True if the running statistics are frozen, None if the layer has none.
+        affine: True if gamma and beta are frozen, None if the layer has neither.
+    """
+
+    name: str
+    outcome: FreezeOutcome
+    reason: str
     kind: str
     statistics: bool | None
     affine: bool | None
@@ -31,16 +43,50 @@ class FreezeRow:
 
 @dataclass(frozen=True)
 class FreezeResult:
-    """What `freeze` or `unfreeze` did: the model and a row per BN. As a context manager, undone at the end."""
+    """Hold the model and one row per BN layer. As a context manager, restore the earlier state at the end.
+
+    Arguments:
+        model: The model that was given.
+        rows: One row per BN layer, in the order of `named_modules`.
+
+    Example:
+        >>> import torch
+        >>> import batchnorm as bn
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.BatchNorm1d(4))
+        >>> with bn.freeze(model, affine=False) as result:
+        ...     print(result)
+        name  outcome  kind         statistics  affine  reason
+        ----  -------  -----------  ----------  ------  ------
+        1     partly   BatchNorm1d  frozen      free
+        >>> result.partly
+        1
+        >>> model[1].training
+        True
+    """
 
     model: nn.Module
     rows: tuple[FreezeRow, ...]
     _before: list[tuple[_BatchNorm, bool, bool]] = field(repr=False)
 
+    @property
+    def frozen(self) -> int:
+        """Return the number of layers that are frozen whole."""
+        return count(self.rows, "frozen")
+
+    @property
+    def partly(self) -> int:
+        """Return the number of layers that are frozen in part."""
+        return count(self.rows, "partly")
+
+    @property
+    def free(self) -> int:
+        """Return the number of layers of which nothing is frozen."""
+        return count(self.rows, "free")
+
     def __str__(self) -> str:
         words = {True: "frozen", False: "free", None: "none"}
-        cells = [(r.layer, r.kind, words[r.statistics], words[r.affine]) for r in self.rows]
-        return format_table(("layer", "kind", "statistics", "affine"), cells)
+        cells = [(r.name, r.outcome, r.kind, words[r.statistics], words[r.affine], r.reason) for r in self.rows]
+        return format_table(("name", "outcome", "kind", "statistics", "affine", "reason"), cells)
 
     def __enter__(self) -> Self:
         return self
@@ -54,45 +100,88 @@ class FreezeResult:
 
 
 def freeze(model: nn.Module, *, statistics: bool = True, affine: bool = True) -> FreezeResult:
-    """Keep every BN of the network as it is while the rest goes on training, in place (Alg. 2, line 7).
+    """Freeze every BN layer of the network, in place, while the rest goes on training (Alg. 2, line 7).
 
-    y = gamma / sqrt(Var + eps) * x + (beta - gamma * E / sqrt(Var + eps)), with all four constant.
+    A frozen layer computes one constant affine map of its input:
+    y = gamma / sqrt(Var + eps) * x + (beta - gamma * E / sqrt(Var + eps)).
 
-    Statistics: the layer stays in eval, so it normalises by its running statistics and leaves them alone, whatever
-    `.train()` a parent is given (which undoes a child's `.eval()`, while `requires_grad=False` does not stop running
-    statistics at all). Affine: `weight` and `bias` ask for no gradient, and the one they have is dropped, so that no
-    optimizer moves them. Either lasts through `deepcopy`, pickling, `load_state_dict` and DistributedDataParallel
-    (freeze before you wrap), and changes neither the layer's class nor the keys of the `state_dict`; nothing is
-    copied, so nothing shares storage. `recalibrate` leaves frozen statistics alone.
+    With frozen statistics, a layer stays in eval mode through every `.train()` of a parent. It normalizes by its
+    running statistics and does not update them. A plain `.eval()` is undone by the next `.train()` of a parent, and
+    `requires_grad=False` does not stop running statistics.
 
-    As a context manager, `with bn.freeze(model): ...`, it ends with what was frozen before.
+    With frozen parameters, `weight` and `bias` have `requires_grad=False` and no `.grad`, so no optimizer moves them.
+
+    Both last through `deepcopy`, pickling, `load_state_dict` and DistributedDataParallel. Freeze before you wrap.
+    The class of the layer and the keys of the `state_dict` do not change. `recalibrate` keeps frozen statistics.
+
+    `with bn.freeze(model): ...` restores at the end what was frozen before.
 
     Arguments:
-        model: any network with BN layers: 1d, 2d, 3d, Sync, lazy, and subclasses. InstanceNorm is none.
-        statistics: freeze the running statistics.
-        affine: freeze gamma and beta.
+        model: Any network with BN layers: 1d, 2d, 3d, Sync, lazy, and subclasses. InstanceNorm layers are not BN.
+        statistics: Freeze the running statistics.
+        affine: Freeze gamma and beta.
 
     Returns:
-        A row per BN, which prints as a table.
+        The model and one row per BN layer. It prints as a table.
 
     Raises:
-        BatchNormError: the network has no BN layer.
+        BatchNormError: The network has no BN layer.
+
+    Example:
+        >>> import torch
+        >>> import batchnorm as bn
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.BatchNorm1d(4))
+        >>> bn.freeze(model).frozen
+        1
+        >>> model.train()[1].training
+        False
     """
     return _set(model, True, statistics, affine)
 
 
 def unfreeze(model: nn.Module, *, statistics: bool = True, affine: bool = True) -> FreezeResult:
-    """Undo `freeze`, in place: the mode is again what the parents last asked for, `requires_grad` what it was.
+    """Undo `freeze`, in place.
 
-    Arguments, Returns, Raises: as `freeze`.
+    Each layer gets the mode that its parents asked for last, and each parameter its earlier `requires_grad`.
+
+    Arguments:
+        model: Any network with BN layers.
+        statistics: Unfreeze the running statistics.
+        affine: Unfreeze gamma and beta.
+
+    Returns:
+        The model and one row per BN layer. It prints as a table.
+
+    Raises:
+        BatchNormError: The network has no BN layer.
+
+    Example:
+        >>> import torch
+        >>> import batchnorm as bn
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.BatchNorm1d(4))
+        >>> _ = bn.freeze(model)
+        >>> bn.unfreeze(model).free
+        1
+        >>> model[1].training
+        True
     """
     return _set(model, False, statistics, affine)
 
 
-class _Held:
-    """Stands in for `layer.train`: remembers the mode that is asked for, and keeps the layer in eval.
+def statistics_frozen(layer: nn.Module) -> bool:
+    """Return True if the running statistics of the layer are frozen."""
+    return isinstance(vars(layer).get("train"), _HeldInEval)
 
-    A plain object in the layer's own dict, so that it is copied and pickled with the layer.
+
+def affine_frozen(layer: nn.Module) -> bool:
+    """Return True if gamma and beta of the layer are frozen."""
+    return _REQUIRES_GRAD in vars(layer)
+
+
+class _HeldInEval:
+    """Replace `layer.train`: keep the layer in eval mode and remember the mode that was asked for.
+
+    A plain object in the layer's own dict is copied and pickled with the layer.
     """
 
     def __init__(self, layer: _BatchNorm) -> None:
@@ -101,7 +190,7 @@ class _Held:
 
     def __call__(self, mode: bool = True) -> _BatchNorm:
         self.mode = mode
-        for child in self.layer.children():  # a subclass may hold an activation or Dropout, which are not frozen
+        for child in self.layer.children():  # an activation or Dropout inside a subclass is not frozen
             child.train(mode)
         return self.layer
 
@@ -110,7 +199,7 @@ def _set(model: nn.Module, frozen: bool, statistics: bool, affine: bool) -> Free
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, _BatchNorm)}
     if not layers:
         raise BatchNormError(f"{type(model).__name__} has no BatchNorm layer to {'freeze' if frozen else 'unfreeze'}")
-    before = [(layer, _statistics_frozen(layer), _affine_frozen(layer)) for layer in layers.values()]
+    before = [(layer, statistics_frozen(layer), affine_frozen(layer)) for layer in layers.values()]
     for layer in layers.values():
         if statistics:
             _set_statistics(layer, frozen)
@@ -120,20 +209,12 @@ def _set(model: nn.Module, frozen: bool, statistics: bool, affine: bool) -> Free
 
 
 def _row(name: str, layer: _BatchNorm) -> FreezeRow:
-    return FreezeRow(
-        name,
-        type(layer).__name__,
-        None if layer.running_mean is None else _statistics_frozen(layer),
-        None if not _affine_parameters(layer) else _affine_frozen(layer),
-    )
-
-
-def _statistics_frozen(layer: _BatchNorm) -> bool:
-    return getattr(layer, "statistics_frozen", False)
-
-
-def _affine_frozen(layer: _BatchNorm) -> bool:
-    return _BEFORE in vars(layer)
+    statistics = None if layer.running_mean is None else statistics_frozen(layer)
+    affine = None if not _affine_parameters(layer) else affine_frozen(layer)
+    parts = {statistics, affine} - {None}
+    outcome = "partly" if len(parts) == 2 else "frozen" if True in parts else "free"
+    reason = "" if parts else "has no running statistics and no parameters"
+    return FreezeRow(name, outcome, reason, type(layer).__name__, statistics, affine)
 
 
 def _affine_parameters(layer: _BatchNorm) -> list[nn.Parameter]:
@@ -141,24 +222,23 @@ def _affine_parameters(layer: _BatchNorm) -> list[nn.Parameter]:
 
 
 def _set_statistics(layer: _BatchNorm, frozen: bool) -> None:
-    if frozen == _statistics_frozen(layer) or layer.running_mean is None:
+    if frozen == statistics_frozen(layer) or layer.running_mean is None:
         return
     if frozen:
-        vars(layer).update(train=_Held(layer), statistics_frozen=True, training=False)
+        vars(layer).update(train=_HeldInEval(layer), training=False)
     else:
-        layer.training = vars(layer).pop("train").mode
-        del vars(layer)["statistics_frozen"]
+        layer.training = cast(_HeldInEval, vars(layer).pop("train")).mode
 
 
 def _set_affine(layer: _BatchNorm, frozen: bool) -> None:
     parameters = _affine_parameters(layer)
-    if frozen == _affine_frozen(layer) or not parameters:
+    if frozen == affine_frozen(layer) or not parameters:
         return
     if frozen:
-        vars(layer)[_BEFORE] = [parameter.requires_grad for parameter in parameters]
+        vars(layer)[_REQUIRES_GRAD] = [parameter.requires_grad for parameter in parameters]
         for parameter in parameters:
             parameter.requires_grad = False
             parameter.grad = None
     else:
-        for parameter, requires_grad in zip(parameters, vars(layer).pop(_BEFORE), strict=True):
+        for parameter, requires_grad in zip(parameters, vars(layer).pop(_REQUIRES_GRAD), strict=True):
             parameter.requires_grad = requires_grad

@@ -15,6 +15,7 @@ from ..graph.compare import largest_error
 from ..graph.network import Network
 from ..graph.trace import trace
 from ..layers import BatchNorm1d, BatchNorm2d, BatchNorm3d, _FusedBatchNorm
+from .freeze import affine_frozen, statistics_frozen
 from .results import format_table
 
 _FUSED = {
@@ -130,7 +131,7 @@ def _check_free(layer: nn.Module) -> None:
     """Raise if swapping the layer would lose something, or give nothing."""
     if any((layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)):
         raise BatchNormError("it has hooks")
-    if {"statistics_frozen", "requires_grad_before_freeze"} & vars(layer).keys():
+    if statistics_frozen(layer) or affine_frozen(layer):
         raise BatchNormError("it is frozen, and trains nothing that fusing would speed up")
     if isinstance(layer, _FusedBatchNorm) and layer.activation is not None:
         raise BatchNormError(f"it is fused with {layer.activation} already")

@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ..errors import BatchNormError, first_few
 from ..graph.batches import check_batches, device_of, in_eval, run_batch
 from ..moments import Moments
+from .freeze import statistics_frozen
 from .results import format_table
 
 Estimator = Literal["pooled", "paper"]
@@ -197,7 +198,7 @@ def _choose(model: nn.Module) -> tuple[dict[str, _BatchNorm], dict[str, str]]:
 def _why_kept(model: nn.Module, layer: _BatchNorm) -> str:
     if layer.running_mean is None or layer.running_var is None:
         return "has no running statistics"
-    if getattr(layer, "statistics_frozen", False):
+    if statistics_frozen(layer):
         return "frozen"
     if model.training and not layer.training:
         return "in eval, the network in training mode"
