@@ -29,10 +29,13 @@ from PIL import Image
 from torchvision import datasets
 from torchvision.transforms import v2
 
-from batchnorm.paper.images.distortions import Distort, centre_crop, normalised
+from batchnorm.paper.images.crops import center_crop
+from batchnorm.paper.images.distortions import Distort
+from batchnorm.paper.images.interface import Images
 from batchnorm.paper.images.loader import ImageBatches, default_workers
-from batchnorm.paper.images.sources import Images, open_images
-from batchnorm.paper.training.run import versions
+from batchnorm.paper.images.normalize import normalize
+from batchnorm.paper.images.sources import open_images
+from batchnorm.paper.training.versions import versions
 
 IMAGES, CLASSES, SIZE, BATCH = 200, 10, 224, 32
 TENSOR = [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))]  # fmt: skip  # noqa: E501
@@ -80,14 +83,14 @@ def check(ours: dict[str, Images], folder: Path) -> None:
         assert {images.read(number).numpy().tobytes() for number in range(IMAGES)} == expected.keys()
     crop = v2.Compose([v2.Resize(256, antialias=True), v2.CenterCrop(SIZE)])
     for image in list(expected.values())[:10]:
-        assert (centre_crop(image, SIZE).int() - crop(image).int()).abs().max() <= 2
+        assert (center_crop(image, SIZE).int() - crop(image).int()).abs().max() <= 2
 
 
 def ours_once(images: Images, strength: str) -> Callable[[int], object]:
     distort = Distort(SIZE, strength)  # pyright: ignore[reportArgumentType]
 
     def once(number: int) -> object:
-        return normalised(distort(images.read(number), np.random.default_rng([1, number])))
+        return normalize(distort(images.read(number), np.random.default_rng([1, number])))
 
     return once
 
@@ -101,7 +104,7 @@ def seconds(once: Callable[[int], object]) -> float:
 
 def loader_rate(images: Images, strength: str, workers: int) -> float:
     """Images a second that the loader hands out, once it runs."""
-    batches = ImageBatches(images, Distort(SIZE, strength), BATCH, 1, True, workers=workers).batches(0)  # pyright: ignore[reportArgumentType]
+    batches = ImageBatches(images, Distort(SIZE, strength), BATCH, seed=1, within_shard=True, workers=workers).batches(0)  # pyright: ignore[reportArgumentType]
     warm_up, counted = 2 * max(1, workers), 24
     for _ in islice(batches, warm_up):
         pass
@@ -115,11 +118,11 @@ def fashion_milliseconds() -> dict[str, float]:
     """A mini-batch of Fashion-MNIST, in the process that trains."""
     images, found = open_images("fashion", "train"), {}
     for strength in ("strong", "weak", "none"):
-        batches = ImageBatches(images, Distort(28, strength), BATCH, 1, True)  # pyright: ignore[reportArgumentType]
+        batches = ImageBatches(images, Distort(28, strength), BATCH, seed=1, within_shard=True)  # pyright: ignore[reportArgumentType]
         times = []
         for step in range(300):
             start = time.perf_counter()
-            normalised(batches[step].images)
+            normalize(batches[step].images)
             times.append(time.perf_counter() - start)
         found[strength] = 1e3 * statistics.median(times)
     return found

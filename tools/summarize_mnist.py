@@ -5,7 +5,8 @@ from statistics import mean, stdev
 
 from batchnorm.paper.mnist.experiment import ARMS
 from batchnorm.paper.mnist.sweep import grid_means
-from batchnorm.paper.training.run import Row, Run
+from batchnorm.paper.training.rows import Row
+from batchnorm.paper.training.run import Run
 
 RECORDS = Path(__file__).parents[1] / "records" / "mnist"
 STEPS = (1_000, 2_000, 5_000, 10_000, 50_000)

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import signal
 import subprocess
 import sys
@@ -17,20 +16,12 @@ from torch import nn
 
 import batchnorm as bn
 from batchnorm.paper.mnist import sweep
+from batchnorm.paper.mnist.config import MnistConfig, config_from_json, config_to_json
 from batchnorm.paper.mnist.data import Batches, load_mnist
-from batchnorm.paper.mnist.experiment import (
-    ARMS,
-    MnistConfig,
-    config_from_json,
-    config_to_json,
-    in_parallel,
-    network,
-    run_mnist,
-    training,
-)
+from batchnorm.paper.mnist.experiment import ARMS, in_parallel, load_data, network, run_mnist, training
 from batchnorm.paper.mnist.measure import measure, steps_to
 from batchnorm.paper.training.loop import train
-from batchnorm.paper.training.run import Run, new_folder
+from batchnorm.paper.training.run import Run
 
 
 def ignore(row):
@@ -189,13 +180,6 @@ def test_checkpoints_without_their_rows_are_named(tmp_path):
         run_mnist(SHORT, DATA, run, ignore, Event())
 
 
-def test_a_damaged_line_is_named(tmp_path):
-    run = Run.create(tmp_path / "run", "mnist", {})
-    run.metrics.write_text('{"step": 0}\n{"st\n{"step": 1}\n')
-    with pytest.raises(bn.BatchNormError, match=r"metrics\.jsonl, line 2 is damaged"):
-        run.rows()
-
-
 def test_the_datas_path_is_kept_absolute(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     saved = config_to_json(replace(SHORT, data=Path("idx")))
@@ -271,66 +255,12 @@ def test_ctrl_c_leaves_a_plotted_partial_run_and_says_how_to_go_on(tmp_path):
     assert {row["arm"] for row in rows} == set(ARMS)
 
 
-def test_a_run_never_overwrites_another(finished):
-    before = finished[0].metrics.read_bytes()
-    with pytest.raises(bn.BatchNormError, match=r"exists, and nothing is overwritten.*--resume"):
-        Run.create(finished[0].folder, "mnist", {})
-    assert finished[0].metrics.read_bytes() == before
-
-
-def test_only_a_run_is_resumed(tmp_path):
-    (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(bn.BatchNormError, match=r"exists, and nothing is overwritten\. Name a new folder$"):
-        new_folder(tmp_path, "report")
-
-
-def test_default_folders_are_numbered(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    folders = [str(Run.create(None, "mnist", {}).folder) for _ in range(3)]
-    assert folders == ["runs/mnist-1", "runs/mnist-2", "runs/mnist-3"]
-
-
-def test_a_runs_folder_that_cannot_be_made_is_an_error(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    Path("runs").symlink_to("nowhere")
-    with pytest.raises(bn.BatchNormError, match="cannot make the run folder in runs"):
-        Run.create(None, "mnist", {})
-
-
 def test_a_damaged_checkpoint_is_named(tmp_path):
     run, _ = run_short(tmp_path / "run", replace(SHORT, steps=20))
     path = run.folder / "checkpoint-bn.pt"
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(bn.BatchNormError, match=r"checkpoint-bn\.pt is damaged \(.*\): remove it"):
         run_mnist(SHORT, DATA, run, ignore, Event())
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full, a disk that is always full")
-def test_a_full_disk_is_a_clear_error(tmp_path):
-    run = Run.create(tmp_path / "run", "mnist", config_to_json(SHORT))
-    run.metrics.symlink_to("/dev/full")
-    with pytest.raises(bn.BatchNormError, match=r"cannot write .*metrics\.jsonl: .*No space left"):
-        run.append({"step": 0})
-    checkpoint = run.checkpoint("bn")
-    checkpoint.save({"step": 1})
-    checkpoint.path.with_suffix(".partial").symlink_to("/dev/full")
-    with pytest.raises(bn.BatchNormError, match=r"cannot write .*checkpoint-bn\.pt"):
-        checkpoint.save({"step": 2})
-    assert checkpoint.load() == {"step": 1}
-
-
-class Code:
-    def __reduce__(self):
-        return os.mkdir, ("run-by-pickle",)
-
-
-def test_a_checkpoint_runs_no_code(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    run = Run.create(tmp_path / "run", "mnist", {})
-    torch.save({"step": 1, "model": Code()}, run.folder / "checkpoint-bn.pt")
-    with pytest.raises(bn.BatchNormError, match="damaged"):
-        run.checkpoint("bn").load()
-    assert not (tmp_path / "run-by-pickle").exists()
 
 
 @pytest.mark.filterwarnings("ignore:.*not finite:RuntimeWarning")
@@ -356,7 +286,7 @@ def test_divergence_is_recorded_not_a_crash(tmp_path):
 )
 def test_settings_that_cannot_run_are_refused(change, message):
     with pytest.raises(bn.BatchNormError, match=message):
-        replace(SHORT, **change).load()
+        load_data(replace(SHORT, **change))
 
 
 def test_steps_to_is_the_first_step_reached():

@@ -8,7 +8,8 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from ...errors import BatchNormError
-from ..training.run import Row, Run, read_rows
+from ..training.rows import Row, read_rows
+from ..training.run import Run
 from .jobs import EVALUATIONS, Job, runs
 from .variants import BY_NAME, INCEPTION, rescaled
 

@@ -10,11 +10,15 @@ from torch import Tensor, nn
 
 from ...algorithm2.fold import fold
 from ...errors import BatchNormError
-from ..images.distortions import normalised
-from ..images.loader import Damage, evaluation_batches
-from ..images.sources import Images, check_classes, open_images
+from ..images.damage import DamageLog
+from ..images.interface import Images
+from ..images.loader import evaluation_batches
+from ..images.normalize import normalize
+from ..images.sources import check_classes, open_images
 from ..mnist.measure import count_hits
-from ..training.run import Row, Run
+from ..training.processes import ALONE
+from ..training.rows import Row
+from ..training.run import Run
 from .jobs import CHECKPOINT, Job
 from .trainer import network
 
@@ -83,12 +87,12 @@ def evaluate(
     jobs = list(networks)
     models = [model.to(device) for model in networks.values()]
     hits = torch.zeros(len(jobs) + 1, 3, dtype=torch.float64)
-    damage = Damage(len(source))
-    for batch in evaluation_batches(source, size, crops, max(1, FORWARD_IMAGES // crops), 0, 1, workers):
-        damage.count(batch.damaged)
+    damage = DamageLog(len(source))
+    for batch in evaluation_batches(source, size, crops, max(1, FORWARD_IMAGES // crops), ALONE, workers):
+        damage.record(batch.damaged)
         if not len(batch.labels):
             continue
-        images = normalised(batch.images.to(device))
+        images = normalize(batch.images.to(device))
         each = torch.stack([_probabilities(model, images) for model in models]).cpu()
         for counts, probabilities in zip(hits, [*each, each.mean(0)], strict=True):
             counts += count_hits(probabilities, batch.labels)

@@ -14,13 +14,18 @@ from torch import Tensor, nn
 
 from ...algorithm2.recalibrate import recalibrate
 from ...errors import BatchNormError
-from ..images.distortions import Distort, normalised
-from ..images.loader import Batch, Damage, ImageBatches, Waiting, evaluation_batches
-from ..images.sources import Images
+from ..images.damage import DamageLog
+from ..images.distortions import Distort
+from ..images.interface import Images
+from ..images.loader import Batch, ImageBatches, evaluation_batches
+from ..images.normalize import normalize
+from ..images.waiting import WaitTimer
 from ..mnist.measure import count_hits
+from ..training.checkpoint import Checkpoint
 from ..training.loop import Training, train
 from ..training.processes import Processes
-from ..training.run import Checkpoint, Row, Run
+from ..training.rows import Row
+from ..training.run import Run
 from .config import Settled
 from .network import Inception
 from .variants import SGD_MOMENTUM, Variant, learning_rate, rescaled
@@ -69,7 +74,7 @@ class Trainer:
         self.optimizer = torch.optim.SGD(_groups(self.model, self.variant.weight_decay), self.variant.lr, SGD_MOMENTUM)
         self.batches = self._image_batches(train_images, config.seed)
         self.statistics_batches = self._image_batches(train_images, config.seed + STATISTICS_SEED)
-        self.damage, self.waiting = Damage(config.max_damaged), Waiting()
+        self.damage, self.waiting = DamageLog(config.max_damaged), WaitTimer()
         self._stream: Iterator[tuple[Tensor, Tensor]] | None = None
 
     def update(self, step: int) -> Tensor:
@@ -118,7 +123,7 @@ class Trainer:
     @property
     def epoch(self) -> float:
         """How often the training set has been gone through, by all processes together."""
-        return self.step / self.batches.steps_per_epoch
+        return self.step / self.batches.sampler.steps_per_epoch
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
@@ -144,8 +149,8 @@ class Trainer:
         config, processes = self.config, self.processes
         distort = Distort(config.size, self.variant.distortion)
         shuffle = self.variant.within_shard_shuffle
-        where = (processes.rank, processes.world_size)
-        return ImageBatches(images, distort, config.batch_size, seed, shuffle, *where, config.workers)
+        options = {"seed": seed, "within_shard": shuffle, "processes": processes, "workers": config.workers}
+        return ImageBatches(images, distort, config.batch_size, **options)
 
     def _placed(self, stream: Iterator[Batch], passing_over: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
         """The images and labels of the batches, where the network is; what is damaged is counted.
@@ -153,19 +158,19 @@ class Trainer:
         `passing_over`: also whole batches that are damaged; in training the steps would no longer be numbered.
         """
         for batch in stream:
-            self.damage.count(batch.damaged)
+            self.damage.record(batch.damaged)
             if not len(batch.labels):
                 if not passing_over:
                     raise BatchNormError(f"every image of a mini-batch is damaged, such as {batch.damaged[0]}")
                 continue
-            images = normalised(batch.images.to(self.processes.device, non_blocking=True))
+            images = normalize(batch.images.to(self.processes.device, non_blocking=True))
             labels = batch.labels.to(self.processes.device, non_blocking=True)
             yield images.contiguous(memory_format=self.config.memory_format), labels
 
     def _count_correct(self) -> Tensor:
         """(top-1, top-5, images), float64, of this process's part of the validation images."""
-        where = (self.processes.rank, self.processes.world_size)
-        stream = evaluation_batches(self.val_images, self.config.size, 1, EVALUATION_BATCH, *where, self.config.workers)
+        config = self.config
+        stream = evaluation_batches(self.val_images, config.size, 1, EVALUATION_BATCH, self.processes, config.workers)
         counts = torch.zeros(3, dtype=torch.float64)
         for images, labels in self._placed(stream, passing_over=True):
             with self._autocast():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..training.run import Row
+from ..training.rows import Row
 
 PERCENTILES = (15, 50, 85)
 

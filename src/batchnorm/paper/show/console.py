@@ -14,10 +14,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from ..inception.comparison import fig3_table, fig4_table, read_records
+from ..mnist.config import MnistConfig, config_to_json
 from ..mnist.data import Mnist
-from ..mnist.experiment import MnistConfig, config_to_json, run_mnist
+from ..mnist.experiment import run_mnist
 from ..mnist.sweep import best_table, run_sweep, settings
-from ..training.run import Row, Run, new_folder
+from ..training.rows import Row
+from ..training.run import Run, new_folder
 from .figures import STYLES, figure1, figure2, heat_map
 from .inception_report import write_inception_report
 from .mnist_report import steps_table, write_report

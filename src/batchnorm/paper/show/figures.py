@@ -14,7 +14,7 @@ from ..inception.comparison import Record, band, by_variant
 from ..mnist.experiment import LABELS
 from ..mnist.measure import PERCENTILES
 from ..mnist.sweep import grid_means
-from ..training.run import Row
+from ..training.rows import Row
 
 # Okabe and Ito's colours, told apart by colour-blind readers too; line styles say the same again. The ensemble's are
 # Paul Tol's "muted", and markers say it again.

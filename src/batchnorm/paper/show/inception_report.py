@@ -9,7 +9,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from ..inception.comparison import Record, band, by_variant, fig3_table, fig4_table
-from ..training.run import write_atomically
+from ..training.atomic import write_atomically
 from .figures import MARKERS, VARIANT_STYLES
 from .mnist_report import DASHES, SYMBOLS, html_table, page
 

@@ -10,7 +10,8 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from ..mnist.measure import PERCENTILES, steps_to
-from ..training.run import Row, write_atomically
+from ..training.atomic import write_atomically
+from ..training.rows import Row
 from .figures import STYLES, accuracy_floor, series
 
 LEVELS = (0.90, 0.95, 0.97)

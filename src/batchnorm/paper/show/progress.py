@@ -20,7 +20,8 @@ from ..inception.evaluate import evaluate
 from ..inception.jobs import CHECKPOINT, EVALUATIONS, Job, runs
 from ..inception.trainer import Trainer, run_variant
 from ..training.processes import Processes
-from ..training.run import Row, Run, append_row
+from ..training.rows import Row, append_row
+from ..training.run import Run
 from .console import print_table
 
 REFRESH_SECONDS = 0.5

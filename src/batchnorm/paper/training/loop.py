@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .checkpoint import Checkpoint
 from .processes import ALONE, Processes
-from .run import Checkpoint, Row
+from .rows import Row
 
 CHECKPOINT_SECONDS = 5.0
 

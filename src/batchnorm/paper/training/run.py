@@ -1,35 +1,33 @@
-"""A run folder on disk: settings, records, checkpoints. Nothing in it is ever overwritten by another run."""
+"""Create, open and write the folder of a run."""
 
 from __future__ import annotations
 
 import json
-import math
 import os
-import platform
 import threading
-import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
-from ... import __version__
-from ...errors import BatchNormError
+from ...errors import BatchNormError, StorageError
+from .atomic import write_atomically
+from .checkpoint import Checkpoint
+from .rows import Row, append_row, read_rows, write_rows
+from .versions import versions
 
 try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None
 
-Row = dict[str, Any]
-
 
 class Run:
-    """One experiment's folder: `config.json`, `metrics.jsonl` (a row a measurement) and a checkpoint a training."""
+    """The folder of one experiment: its settings, its records and a checkpoint for each training.
+
+    The settings are in `config.json`, the records in `metrics.jsonl`, a row for each measurement. No run overwrites
+    another.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -37,21 +35,23 @@ class Run:
 
     @classmethod
     def create(cls, folder: Path | None, experiment: str, config: dict[str, Any]) -> Run:
-        """A new run in `folder`, or in the first free of runs/EXPERIMENT-1, -2, … if None.
+        """Create a run in `folder`. If that is None, take the first free of runs/EXPERIMENT-1, -2, ….
 
         Raises:
-            BatchNormError: `folder` exists and is not an empty folder, or cannot be made.
+            BatchNormError: `folder` exists and is not an empty folder.
+            StorageError: it cannot be created or written.
         """
         folder = new_folder(folder, experiment)
-        write_atomically(folder / "config.json", _json({"experiment": experiment, **config, "made_with": versions()}))
+        saved = {"experiment": experiment, **config, "made_with": versions()}
+        write_atomically(folder / "config.json", json.dumps(saved, indent=2, default=str) + "\n")
         return cls(folder)
 
     @classmethod
     def open(cls, folder: Path) -> tuple[Run, str, dict[str, Any]]:
-        """A run made before, the name of its experiment, and its settings.
+        """Return an existing run, the name of its experiment, and its settings.
 
         Raises:
-            BatchNormError: `folder` is not a run.
+            BatchNormError: `folder` is not the folder of a run.
         """
         try:
             config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -65,10 +65,10 @@ class Run:
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
-        """Keep other processes from writing this run meanwhile (on POSIX; elsewhere nothing keeps them).
+        """Lock the run against other processes that would write it. Only POSIX systems have this lock.
 
         Raises:
-            BatchNormError: another process has claimed it.
+            BatchNormError: another process holds the lock.
         """
         if fcntl is None:
             yield
@@ -86,124 +86,45 @@ class Run:
 
     @property
     def metrics(self) -> Path:
+        """Return the path of the records."""
         return self.folder / "metrics.jsonl"
 
     def append(self, row: Row) -> None:
-        """Write one row of the records, whole, so that a kill loses at most the last one.
+        """Append one row to the records, from any thread. A kill loses at most this row.
 
         Raises:
-            BatchNormError: the disk is full or the folder read-only.
+            StorageError: the disk is full or the folder read-only.
         """
         with self._append:
             append_row(self.metrics, row)
 
     def rows(self) -> list[Row]:
-        """All rows of the records; a last line that a kill cut short is left out."""
+        """Return all rows of the records, without a last line that a kill cut short.
+
+        Raises:
+            BatchNormError: another line is damaged.
+        """
         return read_rows(self.metrics)
 
     def replace_rows(self, rows: Iterable[Row]) -> None:
-        """Write the records anew, all at once."""
-        write_atomically(self.metrics, "".join(_line(row) for row in rows))
+        """Replace all records atomically.
+
+        Raises:
+            StorageError: the disk is full or the folder read-only.
+        """
+        write_rows(self.metrics, rows)
 
     def checkpoint(self, name: str) -> Checkpoint:
-        """Where the training `name` of this run keeps its state."""
+        """Return the checkpoint of the training `name`."""
         return Checkpoint(self.folder / f"checkpoint-{name}.pt")
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """The newest state of one training, and the one before it, each in a file that is always whole."""
-
-    path: Path
-
-    @property
-    def previous(self) -> Path:
-        """Where the state before the newest is."""
-        return self.path.with_suffix(".previous.pt")
-
-    def save(self, state: dict[str, Any]) -> None:
-        """Keep `state`; a kill meanwhile leaves the one before.
-
-        Raises:
-            BatchNormError: the disk is full or the folder read-only; the one before is still there.
-        """
-        partial = self.path.with_suffix(".partial")
-        try:
-            with partial.open("wb") as file:
-                torch.save(state, file)
-                file.flush()
-                os.fsync(file.fileno())  # whole on the disk before it takes the name
-            if self.path.exists():
-                self.path.replace(self.previous)
-            partial.replace(self.path)
-        except (OSError, RuntimeError) as error:  # torch's writer raises the latter
-            raise BatchNormError(f"cannot write {self.path}: {error}. The state before it is kept.") from error
-
-    def load(self) -> dict[str, Any] | None:
-        """The newest state that is whole, or None before the first. Never runs code from a file.
-
-        Raises:
-            BatchNormError: all files there are are damaged.
-        """
-        errors = []
-        for path in (self.path, self.previous):
-            if not path.exists():
-                continue
-            try:
-                state = torch.load(path, weights_only=True, map_location="cpu")
-            except Exception as error:  # torch names no type for a damaged file
-                errors.append(f"{path} is damaged ({str(error).partition('.')[0]})")
-            else:
-                if errors:
-                    warnings.warn(f"{errors[0]}. Going on from {path}, step {state['step']}.", stacklevel=2)
-                return state
-        if errors:
-            raise BatchNormError(f"{'; '.join(errors)}: remove it to train from the start")
-        return None
-
-
-def append_row(path: Path, row: Row) -> None:
-    """Append `row` to a file of JSON lines, or nothing of it if the disk fills meanwhile.
-
-    Raises:
-        BatchNormError: the disk is full or the folder read-only.
-    """
-    line = _line(row).encode()
-    try:
-        with path.open("ab", buffering=0) as file:
-            before = file.tell()
-            try:
-                if file.write(line) != len(line):
-                    raise OSError("the disk is full")
-            except OSError:
-                with suppress(OSError):
-                    file.truncate(before)
-                raise
-    except OSError as error:
-        raise BatchNormError(f"cannot write {path}: {error}") from error
-
-
-def read_rows(path: Path) -> list[Row]:
-    """The rows of a file of JSON lines, none if it does not exist; a last line that was cut short is left out.
-
-    Raises:
-        BatchNormError: another line is damaged.
-    """
-    if not path.exists():
-        return []
-    rows = []
-    try:
-        rows += map(json.loads, path.read_text(encoding="utf-8").split("\n")[:-1])
-    except json.JSONDecodeError as error:
-        raise BatchNormError(f"{path}, line {len(rows) + 1} is damaged; remove that line: {error}") from error
-    return rows
-
-
 def new_folder(folder: Path | None, experiment: str) -> Path:
-    """Make `folder`, or the first free of runs/EXPERIMENT-1, -2, … if None.
+    """Create `folder`. If it is None, create the first free of runs/EXPERIMENT-1, -2, ….
 
     Raises:
-        BatchNormError: `folder` exists and is not an empty folder, or cannot be made.
+        BatchNormError: `folder` exists and is not an empty folder.
+        StorageError: it cannot be created.
     """
     try:
         if folder is None:
@@ -214,34 +135,8 @@ def new_folder(folder: Path | None, experiment: str) -> Path:
             raise BatchNormError(f"{folder} exists, and nothing is overwritten. Name a new folder{resumes}")
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise BatchNormError(f"cannot make the run folder {folder or 'in runs'}: {error}") from error
+        raise StorageError(f"cannot create the run folder {folder or 'in runs'}: {error}") from error
     return folder
-
-
-def versions() -> dict[str, Any]:
-    """What a record needs to be judged later: software and hardware."""
-    return {
-        "batchnorm": __version__,
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "python": platform.python_version(),
-        "cpu": _cpu_name(),
-        "cores": os.cpu_count(),
-    }
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write `content` so that a reader, or a kill, meets the old file or the new one, never half of either.
-
-    Raises:
-        BatchNormError: the disk is full or the folder read-only.
-    """
-    partial = path.with_name(path.name + ".partial")
-    try:
-        partial.write_bytes(content.encode() if isinstance(content, str) else content)
-        partial.replace(path)
-    except OSError as error:
-        raise BatchNormError(f"cannot write {path}: {error}") from error
 
 
 def _first_free(parent: Path, experiment: str) -> Path:
@@ -255,21 +150,3 @@ def _first_free(parent: Path, experiment: str) -> Path:
             number += 1
         else:
             return folder
-
-
-def _line(row: Row) -> str:
-    # JSON has no NaN or infinity; a diverged loss is null.
-    clean = {
-        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()
-    }
-    return json.dumps(clean, allow_nan=False) + "\n"
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, indent=2, default=str) + "\n"
-
-
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    names = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
-    return names[0].split(":", 1)[1].strip() if names else platform.processor() or platform.machine()

@@ -1,0 +1,69 @@
+"""Append and read rows of records, in files of JSON lines."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from ...errors import BatchNormError, StorageError
+from .atomic import write_atomically
+
+Row = dict[str, Any]
+
+
+def append_row(path: Path, row: Row) -> None:
+    """Append one line. If the disk fills up meanwhile, remove the part that was written.
+
+    Raises:
+        StorageError: the disk is full or the folder read-only.
+    """
+    line = _line(row).encode()
+    try:
+        with path.open("ab", buffering=0) as file:
+            before = file.tell()
+            try:
+                if file.write(line) != len(line):
+                    raise OSError("the disk is full")
+            except OSError:
+                with suppress(OSError):
+                    file.truncate(before)
+                raise
+    except OSError as error:
+        raise StorageError(f"cannot write {path}: {error}") from error
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Return all rows, or none if there is no file. Ignore a last line that a kill cut short.
+
+    Raises:
+        BatchNormError: another line is damaged.
+    """
+    if not path.exists():
+        return []
+    rows = []
+    try:
+        rows += map(json.loads, path.read_bytes().split(b"\n")[:-1])
+    except ValueError as error:  # bytes that are no JSON, or no UTF-8
+        raise BatchNormError(f"{path}, line {len(rows) + 1} is damaged; remove that line: {error}") from error
+    return rows
+
+
+def write_rows(path: Path, rows: Iterable[Row]) -> None:
+    """Replace the whole file atomically.
+
+    Raises:
+        StorageError: the disk is full or the folder read-only.
+    """
+    write_atomically(path, "".join(map(_line, rows)))
+
+
+def _line(row: Row) -> str:
+    # JSON has no NaN or infinity: the loss of a diverged network becomes null.
+    clean = {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()
+    }
+    return json.dumps(clean, allow_nan=False) + "\n"
