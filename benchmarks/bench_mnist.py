@@ -23,8 +23,9 @@ from threading import Event
 import torch
 from torch import nn
 
+from batchnorm.paper.mnist.config import MnistConfig
 from batchnorm.paper.mnist.data import Batches, Mnist, load_mnist
-from batchnorm.paper.mnist.experiment import ARMS, MnistConfig, in_parallel, network, training
+from batchnorm.paper.mnist.experiment import ARMS, in_parallel, network, training
 from batchnorm.paper.training.loop import train
 from batchnorm.paper.training.rows import Row
 from batchnorm.paper.training.versions import versions

@@ -9,7 +9,7 @@ import torch
 
 import batchnorm as bn
 from batchnorm.cli import main
-from batchnorm.paper.mnist.experiment import MnistConfig
+from batchnorm.paper.mnist.config import MnistConfig
 
 OPTIONS = ["steps", "batch-size", "lr", "std", "seed", "eval-every", "threads", "data", "out", "resume", "sweep"]
 

@@ -21,7 +21,8 @@ try:
 
     from ..paper.inception.config import InceptionConfig
     from ..paper.inception.jobs import VariantName, choose_jobs
-    from ..paper.mnist.experiment import MnistConfig, config_from_json, config_to_json
+    from ..paper.mnist.config import MnistConfig, config_from_json, config_to_json
+    from ..paper.mnist.experiment import load_data
     from ..paper.mnist.sweep import check_sweep
     from ..paper.show.console import show_mnist, show_report, show_sweep
     from ..paper.training.processes import cores_each, joined
@@ -57,7 +58,7 @@ def mnist(
     if resume is None:
         if sweep:
             check_sweep(config)
-        experiment, data = "sweep" if sweep else "mnist", config.load()
+        experiment, data = "sweep" if sweep else "mnist", load_data(config)
         run = Run.create(out, experiment, config_to_json(config))
     else:
         if out is not None or sweep or config != MnistConfig():
@@ -66,7 +67,7 @@ def mnist(
         if experiment not in ("mnist", "sweep"):
             raise BatchNormError(f"{resume} is a run of {experiment!r}; batchnorm mnist resumes its own")
         config = config_from_json(saved)
-        data = config.load()
+        data = load_data(config)
     show = show_sweep if experiment == "sweep" else show_mnist
     with run.claimed():
         show(config, data, run)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from threading import Event
 from typing import Any
 
@@ -21,6 +18,7 @@ from ..training.loop import Training, train
 from ..training.rows import Row
 from ..training.run import Run
 from ..training.settings import check_settings
+from .config import MnistConfig
 from .data import PIXELS, Batches, Mnist, load_mnist
 from .measure import measure
 
@@ -31,37 +29,16 @@ UNIT = 0  # the "typical" sigmoid of Fig. 1 (b, c), named before any result was 
 Report = Callable[[Row], None]
 
 
-@dataclass(frozen=True)
-class MnistConfig:
-    """What decides the numbers of one MNIST run, for both arms alike."""
+def load_data(config: MnistConfig) -> Mnist:
+    """Check the settings and return the data that they name. Call it before you write anything.
 
-    steps: int = 50_000
-    """Mini-batches that each network is trained on."""
-    batch_size: int = 60
-    """Images a mini-batch."""
-    lr: float = 0.1
-    """Learning rate of plain SGD."""
-    std: float = 0.1
-    """Standard deviation of the Gaussian that the initial weights are drawn from."""
-    seed: int = 1
-    """Of the initial weights and of the order of the batches."""
-    eval_every: int = 100
-    """Steps between two measurements on the 10,000 test images."""
-    threads: int = min(2, os.cpu_count() or 1)
-    """CPU threads: with two, each network trains in one of its own; the network is too small to gain from more."""
-    data: Path | None = None
-    """Folder with your own four IDX files, gzipped or not; binary MNIST is in the package."""
-
-    def load(self) -> Mnist:
-        """The data that the settings name, before anything is written.
-
-        Raises:
-            BatchNormError: the first setting that can't be run, or data that can't be read.
-        """
-        check_settings(self, {"steps": 1, "eval_every": 1, "threads": 1, "seed": 0}, ("lr", "std"))
-        data = load_mnist(self.data)
-        Batches(len(data.train_images), self.batch_size, self.seed)
-        return data
+    Raises:
+        BatchNormError: the first setting that is out of range, or data that cannot be read.
+    """
+    check_settings(config, {"steps": 1, "eval_every": 1, "threads": 1, "seed": 0}, ("lr", "std"))
+    data = load_mnist(config.data)
+    Batches(len(data.train_images), config.batch_size, config.seed)
+    return data
 
 
 def network(arm: str, std: float, seed: int) -> nn.Sequential:
@@ -188,20 +165,3 @@ def _rows_to_keep(run: Run, config: MnistConfig) -> list[Row]:
             )
         kept += own
     return kept
-
-
-def config_to_json(config: MnistConfig) -> dict:
-    """The settings as JSON values; the data's path absolute, since a run may be resumed from elsewhere."""
-    return asdict(config) | {"data": str(config.data.resolve()) if config.data else None}
-
-
-def config_from_json(saved: dict) -> MnistConfig:
-    """The settings that `config_to_json` wrote.
-
-    Raises:
-        BatchNormError: settings that this version does not know, or lacks.
-    """
-    try:
-        return replace(MnistConfig(**saved), data=Path(saved["data"]) if saved["data"] else None)
-    except (TypeError, KeyError) as error:
-        raise BatchNormError(f"config.json has other settings than this version of batchnorm: {error}") from error

@@ -10,9 +10,11 @@ from threading import Event
 
 from ...errors import BatchNormError
 from ..training.loop import train
-from ..training.run import Row, Run
+from ..training.rows import Row
+from ..training.run import Run
+from .config import MnistConfig
 from .data import Mnist
-from .experiment import ARMS, LABELS, MnistConfig, in_parallel, training
+from .experiment import ARMS, LABELS, in_parallel, training
 
 LRS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 STDS = (0.01, 0.03, 0.1, 0.3, 1.0)
