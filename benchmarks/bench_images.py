@@ -104,7 +104,8 @@ def seconds(once: Callable[[int], object]) -> float:
 
 def loader_rate(images: Images, strength: str, workers: int) -> float:
     """Images a second that the loader hands out, once it runs."""
-    batches = ImageBatches(images, Distort(SIZE, strength), BATCH, seed=1, within_shard=True, workers=workers).batches(0)  # pyright: ignore[reportArgumentType]
+    distort = Distort(SIZE, strength)  # pyright: ignore[reportArgumentType]
+    batches = ImageBatches(images, distort, BATCH, seed=1, within_shard=True, workers=workers).batches(0)
     warm_up, counted = 2 * max(1, workers), 24
     for _ in islice(batches, warm_up):
         pass

@@ -1,4 +1,4 @@
-"""An image file's content as pixels."""
+"""Decode image files to pixels."""
 
 from __future__ import annotations
 
@@ -11,32 +11,21 @@ from torch import Tensor
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's
 
 
-class DamagedImage(Exception):
-    """One image that can't be read; its name and why."""
-
-    def __init__(self, name: str, reason: str) -> None:
-        super().__init__(name, reason)  # both, since workers send it pickled
-        self.name, self.reason = name, reason
-
-    def __str__(self) -> str:
-        return f"{self.name}: {self.reason}"
-
-
 def decode(content: bytes) -> Tensor:
-    """An image file's content as (3, H, W), uint8, whatever its mode (grey, CMYK, palette).
+    """Return an image file's content as RGB pixels: (3, H, W), uint8. Convert other modes (gray, CMYK, palette).
 
     Raises:
-        ValueError: it is no image, or is truncated.
+        ValueError: The content is not an image, or is truncated.
     """
-    # An extra, which the other experiments do without. (Torchvision's decoder takes two thirds of its time for the same
-    # pixels, and is deprecated.)
+    # Pillow is an extra, so import it only here. Torchvision's decoder gives the same pixels in two thirds of the time,
+    # but is deprecated.
     from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(io.BytesIO(content)) as image:
             pixels = np.array(image.convert("RGB"))
-    except UnidentifiedImageError as error:  # it would name an object in memory
+    except UnidentifiedImageError as error:  # Its message names an object in memory.
         raise ValueError("not an image, or of an unknown format") from error
-    except Exception as error:  # broken bytes make a decoder raise anything
+    except Exception as error:  # Decoders raise any type of error on damaged bytes.
         raise ValueError(str(error)) from error
     return torch.from_numpy(pixels).permute(2, 0, 1)

@@ -1,4 +1,4 @@
-"""IDX files, in which MNIST and Fashion-MNIST come: one array of bytes each, gzipped or not."""
+"""Read IDX files, the format of MNIST and Fashion-MNIST: one array of bytes each, gzipped or not."""
 
 from __future__ import annotations
 
@@ -11,23 +11,31 @@ import numpy as np
 
 from ...errors import BatchNormError
 
+GZIP_MAGIC = b"\x1f\x8b"
 
-def unpacked(path: Path) -> bytes:
-    """The content of a file, gzipped or not.
+
+def unpack(path: Path) -> bytes:
+    """Return the content of a file. Decompress it if it is gzipped, whatever its name.
 
     Raises:
-        BatchNormError: it can't be read, or is truncated.
+        BatchNormError: The file cannot be read, or is truncated.
     """
     try:
         content = path.read_bytes()
-        return gzip.decompress(content) if content.startswith(b"\x1f\x8b") else content  # gzip, whatever its name
+        return gzip.decompress(content) if content.startswith(GZIP_MAGIC) else content
     except (EOFError, zlib.error, OSError) as error:
         raise BatchNormError(f"{path} cannot be read: {error}. Copy or download it again.") from error
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """The array of one IDX file: two zero bytes, a type (8 is uint8), the number of axes, big-endian sizes, values."""
-    content = unpacked(path)
+    """Return the array of one IDX file.
+
+    The file holds two zero bytes, a type (8 for uint8), the number of axes, big-endian sizes, and the values.
+
+    Raises:
+        BatchNormError: The file cannot be read, or is not an IDX file of bytes, or is truncated.
+    """
+    content = unpack(path)
     axes = content[3] if len(content) >= 4 and content[:3] == b"\0\0\x08" else 0
     header = 4 + 4 * axes
     if axes == 0 or len(content) < header:

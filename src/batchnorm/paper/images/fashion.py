@@ -1,0 +1,102 @@
+"""Fashion-MNIST: found on this machine or downloaded, and verified."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import urllib.request
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ...errors import BatchNormError, DownloadError
+from .idx import read_idx, unpack
+from .interface import Split, virtual_shards
+
+DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # from Debian's package dataset-fashion-mnist
+HOME = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
+CLASSES = (
+    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+)  # fmt: skip
+FILES = {"train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
+         "val": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")}  # fmt: skip
+# Of the unpacked content, since packages compress the files anew.
+SHA256 = {
+    "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+    "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+    "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+    "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+}
+
+
+class FashionImages:
+    """Fashion-MNIST in memory: 28x28, gray."""
+
+    classes: tuple[str, ...] = CLASSES
+    channels = 1
+
+    def __init__(self, split: Split) -> None:
+        images, labels = (read_idx(find_file(name)) for name in FILES[split])
+        self._pixels = torch.from_numpy(images.copy())[:, None]
+        self._labels = labels.tolist()
+        self.shards = virtual_shards(len(self._labels))
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def name(self, number: int) -> str:
+        """Return the number of an image, for messages."""
+        return f"Fashion-MNIST, image {number}"
+
+    def label(self, number: int) -> int:
+        """Return the label of an image."""
+        return self._labels[number]
+
+    def read(self, number: int) -> Tensor:
+        """Return an image: (1, 28, 28), uint8."""
+        return self._pixels[number]
+
+
+def find_file(name: str) -> Path:
+    """Return the verified path of one file, from Debian's package or the cache. Otherwise download it to the cache.
+
+    Raises:
+        BatchNormError: The checksum differs.
+        DownloadError: The download failed.
+    """
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "batchnorm" / "fashion-mnist"
+    for folder in (DEBIAN, cache):
+        if (folder / f"{name}.gz").is_file():
+            return _verify(folder / f"{name}.gz", name)
+    return _download(name, cache)
+
+
+def _download(name: str, cache: Path) -> Path:
+    url = f"{HOME}{name}.gz"
+    print(f"Downloading {url} into {cache}", flush=True)
+    partial = cache / f"{name}.{os.getpid()}.partial"  # Several processes may download at the same time.
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        urllib.request.urlretrieve(url, partial, _print_percent)
+        return _verify(partial, name).replace(cache / f"{name}.gz")
+    except OSError as error:
+        raise DownloadError(
+            f"Fashion-MNIST is neither in {DEBIAN} nor in {cache}, and the download failed: {error}. Install Debian's "
+            f"dataset-fashion-mnist, or put its four .gz files into {cache}."
+        ) from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _print_percent(blocks: int, block_size: int, size: int) -> None:
+    done = blocks * block_size
+    percent = min(100, 100 * done // size) if size > 0 else 0
+    print(f"\r{percent} % of {size / 1e6:.1f} MB", end="\n" if done >= size else "", file=sys.stderr, flush=True)
+
+
+def _verify(path: Path, name: str) -> Path:
+    if hashlib.sha256(unpack(path)).hexdigest() != SHA256[name]:
+        raise BatchNormError(f"{path} is not Fashion-MNIST's {name}: its checksum differs. Remove or replace it.")
+    return path
