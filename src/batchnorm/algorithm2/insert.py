@@ -20,9 +20,9 @@ from ..graph.symbolic import TrainingFlag
 from ..graph.trace import example_args, trace
 from ..layers import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from ..moments import Moments
+from .choices import Removable
 from .results import format_table
 
-Removable = Literal["dropout", "lrn"]
 Where = str | Collection[str] | Callable[[str, nn.Module | None], bool]
 
 _OPS_OF: dict[str, frozenset[str]] = {
