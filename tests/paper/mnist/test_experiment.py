@@ -18,7 +18,7 @@ import batchnorm as bn
 from batchnorm.paper.mnist import sweep
 from batchnorm.paper.mnist.config import MnistConfig, config_from_json, config_to_json
 from batchnorm.paper.mnist.data import Batches, load_mnist
-from batchnorm.paper.mnist.experiment import ARMS, in_parallel, load_data, network, run_mnist, training
+from batchnorm.paper.mnist.experiment import ARMS, ArmTraining, in_parallel, load_data, network, run_mnist
 from batchnorm.paper.mnist.measure import measure, steps_to
 from batchnorm.paper.training.loop import train
 from batchnorm.paper.training.run import Run
@@ -66,7 +66,7 @@ def test_both_arms_start_from_the_same_small_gaussian_weights():
 @pytest.mark.parametrize("arm", ARMS)
 def test_training_is_that_of_a_plain_pytorch_loop(arm):
     config = replace(SHORT, steps=25, eval_every=25)
-    ours = training(config, arm, DATA)
+    ours = ArmTraining(config, arm, DATA)
     model = nn.Sequential(
         *(nn.BatchNorm1d(100) if isinstance(layer, bn.BatchNorm1d) else layer for layer in network(arm, 0.1, 1))
     )

@@ -22,12 +22,12 @@ from ..images.normalize import normalize
 from ..images.waiting import WaitTimer
 from ..mnist.measure import count_hits
 from ..training.checkpoint import Checkpoint
-from ..training.loop import Training, train
+from ..training.loop import train
 from ..training.processes import Processes
 from ..training.rows import Row
 from ..training.run import Run
-from .config import Settled
 from .network import Inception
+from .settled import Settled
 from .variants import SGD_MOMENTUM, Variant, learning_rate, rescaled
 
 LOG = logging.getLogger(__name__)
@@ -62,10 +62,13 @@ class Trainer:
     state of a random generator, and any training goes on from it as if it had never stopped.
     """
 
+    ends_at_divergence = True
+
     def __init__(
         self, config: Settled, variant: Variant, train_images: Images, val_images: Images, processes: Processes
     ) -> None:
         self.config, self.processes, self.val_images, self.step = config, processes, val_images, 0
+        self.steps, self.measure_every = config.steps, config.eval_every
         self.variant = rescaled(variant, config.lr, config.decay_every)
         self.model = network(config, variant, len(train_images.classes), train_images.channels)
         self.model.to(processes.device, memory_format=config.memory_format)  # pyright: ignore[reportCallIssue]
@@ -112,7 +115,7 @@ class Trainer:
             batches = [images for images, _ in islice(stream, STATISTICS_BATCHES)]
             try:
                 with self._autocast():
-                    recalibrate(self.model, batches, progress=_silent)
+                    recalibrate(self.model, batches)
             except BatchNormError:  # on all processes alike: no batch is left whose activations are finite
                 return None, None
         top1, top5, count = self.processes.sum(self._count_correct()).tolist()
@@ -212,18 +215,8 @@ def run_variant(
             run.append(row)
             report(row)
 
-    training = Training(
-        trainer.model,
-        trainer.update,
-        trainer.measure,
-        trainer.config.steps,
-        trainer.config.eval_every,
-        trainer.state,
-        trainer.restore,
-        end_at_divergence=True,
-    )
     seconds = 60 * trainer.config.checkpoint_minutes
-    train(training, record, stop, checkpoint, processes=trainer.processes, seconds=seconds, progress=progress)
+    train(trainer, record, stop, checkpoint, processes=trainer.processes, checkpoint_seconds=seconds, progress=progress)
 
 
 def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -238,7 +231,3 @@ def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
 def _number(*numbers: int) -> int:
     """A seed that depends on all `numbers`."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
-
-
-def _silent(done: int, total: int | None) -> None:
-    """No progress of its own within a measurement."""

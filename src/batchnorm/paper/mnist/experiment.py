@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from ...errors import BatchNormError
 from ...layers import BatchNorm1d
-from ..training.loop import Training, train
+from ..training.loop import train
 from ..training.rows import Row
 from ..training.run import Run
 from ..training.settings import check_settings
@@ -64,30 +64,44 @@ def network(arm: str, std: float, seed: int) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def training(config: MnistConfig, arm: str, data: Mnist) -> Training:
-    """Return the training of one arm.
+class ArmTraining:
+    """The training of one arm: plain SGD from the seed's weights, on the seed's mini-batches.
 
     Images stay one byte a pixel until their batch comes up, so that gathering them reads a quarter of the memory.
     """
-    model = network(arm, config.std, config.seed)
-    batches = Batches(len(data.train_images), config.batch_size, config.seed)
-    test_images = data.test_images.float()
-    parameters = list(model.parameters())
 
-    def update(step: int) -> torch.Tensor:
-        index = batches.indices(step)
-        images = data.train_images.index_select(0, index).float()
-        loss = F.cross_entropy(model(images), data.train_labels.index_select(0, index))
-        gradients = torch.autograd.grad(loss, parameters)
+    ends_at_divergence = False  # Figure 1 shows how a diverged network stays
+
+    def __init__(self, config: MnistConfig, arm: str, data: Mnist) -> None:
+        self.model = network(arm, config.std, config.seed)
+        self.steps, self.measure_every = config.steps, config.eval_every
+        self._lr, self._data = config.lr, data
+        self._batches = Batches(len(data.train_images), config.batch_size, config.seed)
+        self._test_images = data.test_images.float()
+        self._parameters = list(self.model.parameters())
+
+    def update(self, step: int) -> Tensor:
+        """Train on mini-batch `step` and return its loss."""
+        index = self._batches.indices(step)
+        images = self._data.train_images.index_select(0, index).float()
+        loss = F.cross_entropy(self.model(images), self._data.train_labels.index_select(0, index))
+        gradients = torch.autograd.grad(loss, self._parameters)
         with torch.no_grad():
-            for parameter, gradient in zip(parameters, gradients, strict=True):
-                parameter.add_(gradient, alpha=-config.lr)
+            for parameter, gradient in zip(self._parameters, gradients, strict=True):
+                parameter.add_(gradient, alpha=-self._lr)
         return loss.detach()
 
-    def measured() -> Row:
-        return measure(model, test_images, data.test_labels, UNIT)
+    def measure(self) -> Row:
+        """Measure the network on the test images."""
+        return measure(self.model, self._test_images, self._data.test_labels, UNIT)
 
-    return Training(model, update, measured, config.steps, config.eval_every)
+    def state(self) -> dict[str, Any]:
+        """Return the parameters and buffers. SGD without momentum has no other state."""
+        return {"model": self.model.state_dict()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Load the parameters and buffers that `state` returned."""
+        self.model.load_state_dict(state["model"])
 
 
 def run_mnist(config: MnistConfig, data: Mnist, run: Run, report: Report, stop: Event) -> list[Row]:
@@ -105,7 +119,7 @@ def run_mnist(config: MnistConfig, data: Mnist, run: Run, report: Report, stop: 
             run.append(row)
             report(row)
 
-        train(training(config, arm, data), record, stop, run.checkpoint(arm))
+        train(ArmTraining(config, arm, data), record, stop, run.checkpoint(arm))
 
     in_parallel(train_arm, ARMS, config.threads, stop)
     rows = sorted(run.rows(), key=lambda row: (row["step"], ARMS.index(row["arm"])))

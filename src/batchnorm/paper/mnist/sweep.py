@@ -14,7 +14,7 @@ from ..training.rows import Row
 from ..training.run import Run
 from .config import MnistConfig
 from .data import Mnist
-from .experiment import ARMS, LABELS, in_parallel, training
+from .experiment import ARMS, LABELS, ArmTraining, in_parallel
 
 LRS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 STDS = (0.01, 0.03, 0.1, 0.3, 1.0)
@@ -62,7 +62,7 @@ def run_sweep(base: MnistConfig, data: Mnist, run: Run, report: Callable[[Row], 
                 report(row)
 
         if not stop.is_set():
-            train(training(config, arm, data), record, stop)
+            train(ArmTraining(config, arm, data), record, stop)
 
     if jobs:
         in_parallel(train_one, jobs, base.threads, stop)

@@ -1,13 +1,12 @@
-"""The training loop: numbered mini-batches, measured and checkpointed as it goes, on one process or on many."""
+"""Run a training loop with numbered mini-batches, measurements and checkpoints, on one process or on many."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from threading import Event
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,53 +18,77 @@ from .rows import Row
 CHECKPOINT_SECONDS = 5.0
 
 
-@dataclass(frozen=True)
-class Training:
-    """One network's training: everything that decides its result.
+class Trainable(Protocol):
+    """One network's training: everything that decides its result."""
 
-    Arguments:
-        model: the network, at its initial weights.
-        update: train on mini-batch `step` (from 0), and return its loss, a scalar. Whatever is random in it must be a
-            function of the step, so that a training can go on anywhere.
-        measure: what to record of the model in eval mode, as JSON values. Every process calls it.
-        steps: how many mini-batches in all.
-        measure_every: steps between two records; the first is before step 1, the last after step `steps`.
-        state, restore: what a checkpoint keeps, and how to go on from it; by default the model's `state_dict`.
-        end_at_divergence: end at the first loss that is not finite, with a record that says `diverged`.
-    """
+    @property
+    def model(self) -> nn.Module:
+        """Return the network, at its initial weights at first."""
+        ...
 
-    model: nn.Module
-    update: Callable[[int], Tensor]
-    measure: Callable[[], Row]
-    steps: int
-    measure_every: int
-    state: Callable[[], dict[str, Any]] | None = None
-    restore: Callable[[dict[str, Any]], None] | None = None
-    end_at_divergence: bool = False
+    @property
+    def steps(self) -> int:
+        """Return the total number of mini-batches."""
+        ...
+
+    @property
+    def measure_every(self) -> int:
+        """Return the number of steps between two records. The first is of step 0, the last of the last step."""
+        ...
+
+    @property
+    def ends_at_divergence(self) -> bool:
+        """Return True to end at the first loss that is not finite, with a record that says `diverged`."""
+        ...
+
+    def update(self, step: int) -> Tensor:
+        """Train on mini-batch `step`, counted from 0, and return its loss, a scalar.
+
+        Randomness must be a function of the step, so that a training can resume at any step.
+        """
+        ...
+
+    def measure(self) -> Row:
+        """Measure the model, which is in eval mode, and return JSON values. Every process calls it."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """Return the state that a checkpoint saves."""
+        ...
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Resume from a state that `state` returned. The loop adds `step`, the number of steps done."""
+        ...
 
 
 def train(
-    training: Training,
+    training: Trainable,
     record: Callable[[Row], None],
     stop: Event,
     checkpoint: Checkpoint | None = None,
     *,
     processes: Processes = ALONE,
-    seconds: float | None = None,
+    checkpoint_seconds: float | None = None,
     progress: Callable[[int, Tensor], None] | None = None,
 ) -> None:
-    """Train from `checkpoint`, if it holds a state, to the end or to the first step after `stop` is set.
+    """Train to the end, or to the first step after `stop` is set. Resume from `checkpoint` if it holds a state.
 
-    Whether stopped, killed or neither, the records are the same to the bit: batches are numbered, and a measurement
-    depends on the model alone, but for what it says of the clock.
+    A training that was stopped or killed gives the same records, to the bit, as one that was not. Batches are
+    numbered, and a measurement depends on the model alone. Only measured times differ.
 
     Arguments:
+        training: the network and its data.
         record: called with each row, on every process.
-        checkpoint: rank 0's is read and written, the others' are not used.
-        seconds: between two checkpoints; `CHECKPOINT_SECONDS` by default.
-        progress: called with the number of steps done and the loss, after each.
+        stop: set it to end all processes at their next step.
+        checkpoint: read and written on rank 0, unused on the others.
+        processes: the processes that train together.
+        checkpoint_seconds: time between two checkpoints, `CHECKPOINT_SECONDS` by default.
+        progress: called after each step with the number of steps done and the loss.
+
+    Raises:
+        StorageError: a checkpoint cannot be written.
     """
-    seconds = CHECKPOINT_SECONDS if seconds is None else seconds
+    seconds = CHECKPOINT_SECONDS if checkpoint_seconds is None else checkpoint_seconds
     step, diverged = _restore(training, checkpoint, processes)
     saved_step, saved_at = step, time.monotonic()
     if step == 0:
@@ -75,7 +98,7 @@ def train(
         loss = training.update(step)
         step += 1
         late = checkpoint is not None and time.monotonic() - saved_at > seconds
-        diverged = training.end_at_divergence and not math.isfinite(loss.item())
+        diverged = training.ends_at_divergence and not math.isfinite(loss.item())
         stopped, late, diverged = processes.any(stop.is_set(), late, diverged)
         if diverged:
             record({"step": step, "loss": loss.item(), "diverged": True})
@@ -89,28 +112,25 @@ def train(
     if step > saved_step:
         _save(training, checkpoint, step, diverged)
     if stopped:
-        stop.set()  # where another process was told to: none goes on to another training
+        stop.set()  # another process may have been stopped, not this one: no process begins another training
 
 
-def _save(training: Training, checkpoint: Checkpoint | None, step: int, diverged: bool) -> None:
+def _save(training: Trainable, checkpoint: Checkpoint | None, step: int, diverged: bool) -> None:
     if checkpoint is not None:
-        state = training.state() if training.state is not None else {"model": training.model.state_dict()}
-        checkpoint.save({"step": step, "diverged": diverged, **state})
+        checkpoint.save({"step": step, "diverged": diverged, **training.state()})
 
 
-def _restore(training: Training, checkpoint: Checkpoint | None, processes: Processes) -> tuple[int, bool]:
+def _restore(training: Trainable, checkpoint: Checkpoint | None, processes: Processes) -> tuple[int, bool]:
+    """Load the checkpoint of rank 0 on every process. Return the steps done and whether the training diverged."""
     training.model.train()
     state = processes.share(lambda: checkpoint.load() if checkpoint is not None else None)
     if state is None:
         return 0, False
-    if training.restore is not None:
-        training.restore(state)
-    else:
-        training.model.load_state_dict(state["model"])
+    training.restore(state)
     return state["step"], state.get("diverged", False)
 
 
-def _measure(training: Training) -> Row:
+def _measure(training: Trainable) -> Row:
     training.model.eval()
     with torch.no_grad():
         row = training.measure()
