@@ -37,8 +37,9 @@ from torch.nn.parallel import DistributedDataParallel
 import batchnorm as bn
 from batchnorm.paper.images.loader import default_workers
 from batchnorm.paper.images.sources import open_images
-from batchnorm.paper.inception.config import InceptionConfig, settled
+from batchnorm.paper.inception.config import InceptionConfig
 from batchnorm.paper.inception.network import Inception
+from batchnorm.paper.inception.settled import settled
 from batchnorm.paper.inception.trainer import Trainer
 from batchnorm.paper.inception.variants import BN_X5
 from batchnorm.paper.training.processes import ALONE

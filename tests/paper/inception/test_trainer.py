@@ -28,9 +28,10 @@ from batchnorm.paper.images.sources import open_both, open_images
 from batchnorm.paper.inception import evaluate as evaluation
 from batchnorm.paper.inception import trainer as trainer_module
 from batchnorm.paper.inception.comparison import read_records
-from batchnorm.paper.inception.config import InceptionConfig, settled
+from batchnorm.paper.inception.config import InceptionConfig
 from batchnorm.paper.inception.evaluate import evaluate, load_network
 from batchnorm.paper.inception.jobs import CHECKPOINT, GROUPS, NAMES, choose_jobs, new_jobs, resumed_jobs
+from batchnorm.paper.inception.settled import settled
 from batchnorm.paper.inception.trainer import Trainer, run_variant
 from batchnorm.paper.inception.variants import BN_X5, BN_X30, BY_NAME, INCEPTION, INCEPTION_X5, learning_rate
 from batchnorm.paper.show import progress

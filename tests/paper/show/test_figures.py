@@ -9,8 +9,9 @@ from playwright.sync_api import sync_playwright
 
 import batchnorm as bn
 from batchnorm.paper.inception.comparison import Record, by_variant, fig3_table, fig4_table, read_records
-from batchnorm.paper.inception.config import InceptionConfig, settled
+from batchnorm.paper.inception.config import InceptionConfig
 from batchnorm.paper.inception.jobs import Job
+from batchnorm.paper.inception.settled import settled
 from batchnorm.paper.inception.variants import BY_NAME
 from batchnorm.paper.show.console import print_table
 from batchnorm.paper.show.figures import VARIANT_STYLES, accuracy_floor, figure1, figure2, heat_map

@@ -5,24 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 from ...errors import BatchNormError
 from ..images.sources import has_index, open_both, save_index
 from ..training.processes import launched, restarted
 from ..training.run import Run, new_folder
-from .config import InceptionConfig, Settled, settled
+from .config import InceptionConfig, VariantName
+from .settled import Settled, settled
 from .variants import BY_NAME, ENSEMBLE, VARIANTS, Variant
 
 EXPERIMENT = "inception"
 CHECKPOINT = "training"  # its name in the run folder
 EVALUATIONS = "evaluations.jsonl"  # a row for each thing that was evaluated
 GROUPS = {"all": VARIANTS, "ensemble": ENSEMBLE}
-# As a type, so that the command's help lists them; a test keeps it the same as the two above.
-VariantName = Literal[
-    "inception", "bn-baseline", "bn-x5", "bn-x30", "bn-x5-sigmoid", "inception-x5", "inception-sigmoid", "ensemble-1",
-    "ensemble-2", "ensemble-3", "ensemble-4", "ensemble-5", "ensemble-6", "all", "ensemble",
-]  # fmt: skip
 NAMES: tuple[str, ...] = get_args(VariantName)
 
 
@@ -67,15 +63,13 @@ def new_jobs(name: str, config: InceptionConfig, out: Path | None) -> list[Job]:
     Raises:
         BatchNormError: settings that can't be run; images that can't be read; a folder that exists.
     """
-    variants = GROUPS.get(name) or (BY_NAME[name],)
-    for variant in variants:
-        settled(config, variant)
+    chosen = {variant: settled(config, variant) for variant in GROUPS.get(name) or (BY_NAME[name],)}
     images = open_both(config.data)
     if name in GROUPS:
         folder = new_folder(out, f"{EXPERIMENT}-{name}")
-        jobs = [_new_job(variant, config, folder / variant.name) for variant in variants]
+        jobs = [_new_job(variant, config, folder / variant.name) for variant, config in chosen.items()]
     else:
-        jobs = [_new_job(variants[0], config, out)]
+        jobs = [_new_job(variant, config, out) for variant, config in chosen.items()]
         folder = jobs[0].folder
     save_index(images, folder)
     return jobs
@@ -122,10 +116,9 @@ def runs(folders: Sequence[Path]) -> list[Job]:
     return [job for folder in folders for job in resumed_jobs(folder)]
 
 
-def _new_job(variant: Variant, config: InceptionConfig, out: Path | None) -> Job:
-    chosen = settled(config, variant)
-    saved = asdict(chosen)
-    if chosen.data != "fashion":
-        saved["data"] = str(Path(chosen.data).resolve())  # a run may be resumed from elsewhere
+def _new_job(variant: Variant, config: Settled, out: Path | None) -> Job:
+    saved = asdict(config)
+    if config.data != "fashion":
+        saved["data"] = str(Path(config.data).resolve())  # you may resume the run from another folder
     run = Run.create(out, EXPERIMENT, {"variant": variant.name, **saved})
-    return Job(variant, chosen, run.folder)
+    return Job(variant, config, run.folder)
