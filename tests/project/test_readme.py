@@ -1,4 +1,4 @@
-"""The README's code runs, and its links lead somewhere."""
+"""The README's code runs and prints what it says, its links lead somewhere, its make targets exist."""
 
 import re
 
@@ -6,17 +6,30 @@ import pytest
 from support.paths import ROOT
 
 README = (ROOT / "README.md").read_text()
+EXAMPLES = re.findall(r"```python\n(.*?)```(?:\n\n```text\n(.*?)```)?", README, re.DOTALL)
 
 
-@pytest.mark.parametrize("block", re.findall(r"```python\n(.*?)```", README, re.DOTALL))
-def test_python_blocks_run(block, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("code", "output"), EXAMPLES)
+def test_examples_run_and_print_what_is_shown(code, output, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    exec(compile(block, "README.md", "exec"), {})
+    exec(compile(code, "README.md", "exec"), {})
+    assert capsys.readouterr().out == output
 
 
-@pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\(([^)#]+)\)", README))))
-def test_links_lead_to_files(target):
-    assert target.startswith("https://") or (ROOT / target).exists()
+def test_one_example_shows_its_output():
+    assert any(output for _, output in EXAMPLES)
+
+
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\(([^)]+)\)", README))))
+def test_links_lead_to_files_and_headings(target):
+    path, _, heading = target.partition("#")
+    if target.startswith("https://"):
+        return
+    page = ROOT / path if path else ROOT / "README.md"
+    assert page.exists()
+    if heading:
+        headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+        assert heading in {re.sub(r"[^a-z0-9 -]", "", title.lower()).replace(" ", "-") for title in headings}
 
 
 def test_make_targets_exist():
