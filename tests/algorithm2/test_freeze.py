@@ -379,7 +379,7 @@ def test_recalibrate_leaves_frozen_statistics():
     before = state(model[0], STATISTICS)
     rows = bn.recalibrate(model.eval(), [images()]).rows
     assert changed(model[0], before) == set()
-    assert [row.note for row in rows] == ["frozen", ""]
+    assert [row.reason for row in rows] == ["frozen", ""]
     assert not model.train()[0].training
     with pytest.raises(bn.BatchNormError, match=r"'0': frozen.*Call bn.unfreeze"):
         bn.recalibrate(model[:1], [images()])

@@ -1,11 +1,13 @@
-"""Algorithm 2, line 10, against numpy on the same values, and against every way its relatives fail."""
+"""Compare recalibrated statistics with numpy on the same values (Algorithm 2, line 10)."""
 
 import copy
 import io
 import json
+import os
 import re
 import sys
 from datetime import timedelta
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from torch import nn
 from torch.multiprocessing.spawn import start_processes
 
 import batchnorm as bn
+from batchnorm.errors import PeerError
 from batchnorm.graph.batches import run_batch
 
 # Statistics are sums in double, stored as float32: half a unit in the last place (6e-8), and a little for the norm.
@@ -221,9 +224,10 @@ def test_a_batch_that_is_not_finite_counts_for_no_layer(net, bad):
     bn.recalibrate(expected, good)
     spoilt = data(16, seed=9)
     spoilt[3, 2] = bad
-    with pytest.warns(RuntimeWarning, match=r"Batch 1 was left out: the input of 'bn1' is not finite"):
+    with pytest.warns(RuntimeWarning, match=r"Batch 1 was left out: the input of 'bn1' is not finite") as warned:
         result = bn.recalibrate(net, [good[0], spoilt, *good[1:]])
     assert_same_state(net, snapshot(expected))
+    assert [Path(warning.filename) for warning in warned] == [Path(__file__)]
     assert result.left_out == ("Batch 1 was left out: the input of 'bn1' is not finite.",)
     assert result.left_out[0] in str(result)
 
@@ -334,7 +338,7 @@ def test_layers_in_eval_inside_a_network_in_training_mode_are_kept(net):
     result = bn.recalibrate(net, [data(16)])
     assert torch.equal(net.bn1.running_mean, before["bn1.running_mean"])
     assert not torch.equal(net.bn2.running_mean, before["bn2.running_mean"])
-    assert result.rows[0].note == "in eval, the network in training mode"
+    assert result.rows[0].reason == "in eval, the network in training mode"
 
 
 def test_a_network_in_eval_is_recalibrated_whole(net):
@@ -345,14 +349,14 @@ def test_a_network_in_eval_is_recalibrated_whole(net):
 def test_a_layer_that_no_batch_reaches_is_kept(net):
     net.spare = nn.BatchNorm1d(4)
     result = bn.recalibrate(net, [data(16)])
-    assert result.rows[-1].note == "not reached by any batch"
+    assert result.rows[-1].reason == "not reached by any batch"
     assert net.state_dict()["spare.running_var"].tolist() == [1.0] * 4
 
 
 def test_a_layer_without_running_statistics_goes_on_without():
     model = nn.Sequential(nn.BatchNorm1d(4, track_running_stats=False), nn.BatchNorm1d(4))
     result = bn.recalibrate(model, [data(16)])
-    assert [row.note for row in result.rows] == ["has no running statistics", ""]
+    assert [row.reason for row in result.rows] == ["has no running statistics", ""]
     assert model[0].running_mean is None
 
 
@@ -416,26 +420,75 @@ def test_the_result_prints_as_a_table(net):
     net.train()
     net.bn1.eval()
     lines = str(bn.recalibrate(net, [data(16)])).splitlines()
-    assert re.split("  +", lines[0]) == ["layer", "values", "mean shift (old std)", "std ratio, min", "max", "note"]
+    assert re.split("  +", lines[0]) == [
+        *("name", "outcome", "values", "mean shift (old std)", "std ratio, min", "max", "reason")
+    ]
     assert re.split("  +", lines[2])[-1] == "in eval, the network in training mode"
-    assert lines[3].split()[:2] == ["bn2", "16"]
+    assert [line.split()[:3] for line in lines[2:]] == [["bn1", "kept", "0"], ["bn2", "recalibrated", "16"]]
+
+
+def test_the_result_counts_the_outcomes(net):
+    net.spare = nn.BatchNorm1d(4)
+    result = bn.recalibrate(net, [data(16)])
+    assert [row.outcome for row in result.rows] == ["recalibrated", "recalibrated", "kept"]
+    assert (result.recalibrated, result.kept) == (2, 1)
 
 
 @pytest.mark.parametrize(("batches", "total"), [([data(8)] * 2, 2), ((data(8) for _ in range(2)), None)])
-def test_progress_is_told_after_each_batch(batches, total):
+def test_a_function_is_called_after_each_batch(batches, total):
     told = []
     bn.recalibrate(nn.BatchNorm1d(4), batches, progress=lambda *args: told.append(args))
     assert told == [(1, total), (2, total)]
 
 
-@pytest.mark.parametrize("terminal", [True, False])
-def test_a_terminal_shows_a_line(monkeypatch, terminal):
+def shown(monkeypatch, terminal, batches, **options):
+    """Return what `recalibrate` writes to stderr."""
     stderr = io.StringIO()
     monkeypatch.setattr(stderr, "isatty", lambda: terminal)
     monkeypatch.setattr(sys, "stderr", stderr)
-    bn.recalibrate(nn.BatchNorm1d(4), [data(8)] * 2)
-    expected = "\rrecalibrate: batch 1 of 2\rrecalibrate: batch 2 of 2\n" if terminal else ""
-    assert stderr.getvalue() == expected
+    bn.recalibrate(nn.BatchNorm1d(4), batches, **options)
+    return stderr.getvalue()
+
+
+@pytest.mark.parametrize("options", [{}, {"progress": False}], ids=["default", "off"])
+def test_nothing_is_shown_unless_asked_even_on_a_terminal(monkeypatch, capfd, options):
+    assert shown(monkeypatch, True, [data(8)] * 2, **options) == ""
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("batches", "lines"),
+    [
+        ([data(8)] * 2, "\rrecalibrate: batch 1 of 2\rrecalibrate: batch 2 of 2\n"),
+        ((data(8) for _ in range(2)), "\rrecalibrate: batch 1\rrecalibrate: batch 2\n"),
+    ],
+    ids=["total", "no total"],
+)
+def test_a_terminal_shows_one_line_when_asked(monkeypatch, batches, lines):
+    assert shown(monkeypatch, True, batches, progress=True) == lines
+
+
+def test_a_log_file_gets_a_line_per_tenth_when_asked(monkeypatch):
+    written = shown(monkeypatch, False, [data(8)] * 40, progress=True)
+    assert written.splitlines() == [f"recalibrate: batch {done} of 40" for done in range(4, 41, 4)]
+
+
+def test_a_log_file_gets_no_line_without_a_total(monkeypatch):
+    assert shown(monkeypatch, False, (data(8) for _ in range(40)), progress=True) == ""
+
+
+def test_one_process_shows_for_all(monkeypatch):
+    monkeypatch.setattr("batchnorm.algorithm2.progress.rank", lambda: 1)
+    assert shown(monkeypatch, True, [data(8)] * 2, progress=True) == ""
+
+
+def test_a_terminal_line_ends_before_an_error(monkeypatch):
+    stderr = io.StringIO()
+    monkeypatch.setattr(stderr, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", stderr)
+    with pytest.raises(OSError, match="disk"):
+        bn.recalibrate(nn.BatchNorm1d(4), failing_batches(), progress=True)
+    assert stderr.getvalue() == "\rrecalibrate: batch 1\n"
 
 
 # --- two processes ---
@@ -483,7 +536,7 @@ def failing(rank):
     model = nn.BatchNorm1d(4)
     try:
         bn.recalibrate(model, failing_batches() if rank else BATCHES[0])
-    except (OSError, bn.BatchNormError) as error:
+    except (OSError, PeerError) as error:
         return str(error), model.state_dict()["running_var"].tolist()
     return "no error", None
 
@@ -499,8 +552,8 @@ def different(rank):
 def error_of(call):
     try:
         call()
-    except bn.BatchNormError as error:
-        return [str(error)]
+    except (bn.BatchNormError, PeerError) as error:
+        return [type(error).__name__, str(error)]
     return ["no error"]
 
 
@@ -513,14 +566,16 @@ def run_cases(rank, folder):
         "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2, timeout=timedelta(seconds=30)
     )
     results = {case.__name__: case(rank) for case in CASES}
-    (folder / f"{rank}.json").write_text(json.dumps(results))
     torch.distributed.barrier()  # leave together: a process that goes early can abort the other
-    torch.distributed.destroy_process_group()
+    if rank == 0:
+        results["alone"] = error_of(lambda: bn.recalibrate(nn.BatchNorm1d(4), BATCHES[0]))
+    (folder / f"{rank}.json").write_text(json.dumps(results))
+    os._exit(0)  # the group cannot be taken down in order: rank 1 is gone while rank 0 still works
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
-    """What each case returns in each of two processes that gloo connects, started once for all."""
+    """Return the results of each case by process, from two processes that gloo connects, started once."""
     folder = tmp_path_factory.mktemp("ranks")
     start_processes(run_cases, (folder,), nprocs=2, start_method="spawn")
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
@@ -545,13 +600,23 @@ def test_a_process_that_fails_fails_the_others_and_none_changes(ranks):
     assert ranks[1]["failing"] == ["disk", [1.0] * 4]
 
 
+def test_a_process_that_is_gone_is_no_mistake_of_the_caller(ranks):
+    kind, message = ranks[0]["alone"]
+    assert kind == "PeerError"
+    assert message.startswith("recalibrate lost another process; nothing changed here. ")
+    assert not issubclass(PeerError, ValueError)
+
+
 def test_a_process_with_a_mistake_fails_the_others(ranks):
-    assert ranks[0]["mistaken"] == ["Linear has no BatchNorm layer: nothing to recalibrate"]
-    assert "failed in the process of rank 0" in ranks[1]["mistaken"][0]
+    assert ranks[0]["mistaken"] == ["BatchNormError", "Linear has no BatchNorm layer: nothing to recalibrate"]
+    kind, message = ranks[1]["mistaken"]
+    assert kind == "PeerError"
+    assert "failed in the process of rank 0" in message
 
 
 def test_processes_with_different_networks_fail(ranks):
     messages = [results["different"] for results in ranks]
     assert messages == [
-        [f"the process of rank {other} recalibrates other layers; give all the same network"] for other in (1, 0)
+        ["BatchNormError", f"the process of rank {other} recalibrates other layers; give all the same network"]
+        for other in (1, 0)
     ]

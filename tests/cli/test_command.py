@@ -308,7 +308,7 @@ def test_recalibrate(run, tiny, estimator):
         *("recalibrate", "tiny:with_norm", "--data", "tiny:batches", "--estimator", estimator),
         *("--out", "out.safetensors"),
     )
-    assert re.search(r"^1 +540 ", output, re.MULTILINE)
+    assert re.search(r"^1 +recalibrated +540 ", output, re.MULTILINE)
     z = [tiny.with_norm()[0](x).detach().double().numpy() for x in tiny.batches()]
     if estimator == "paper":
         var = np.mean([each.var((0, 2, 3), ddof=1) for each in z], axis=0)
@@ -317,6 +317,13 @@ def test_recalibrate(run, tiny, estimator):
     state = load_file("out.safetensors")
     np.testing.assert_allclose(state["1.running_var"].numpy(), var, rtol=1e-6)
     assert state["1.num_batches_tracked"] == 3
+
+
+@pytest.mark.usefixtures("tiny")
+def test_recalibrate_shows_its_progress(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["batchnorm", "recalibrate", "tiny:with_norm", "--data", "tiny:batches"])
+    main.main()
+    assert capsys.readouterr().err.splitlines() == [f"recalibrate: batch {done} of 3" for done in (1, 2, 3)]
 
 
 @pytest.mark.parametrize(

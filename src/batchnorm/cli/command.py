@@ -64,7 +64,7 @@ def run_recalibrate(target: str, data: str, weights: Path | None, out: Path | No
     if out is not None:
         check_out(out, (".safetensors",))
     model = make_model(target, weights)
-    print(recalibrate(model, _batches(data), estimator=estimator))
+    print(recalibrate(model, _batches(data), estimator=estimator, progress=True))
     _write(out, lambda file: save_state(model, file))
 
 
