@@ -1,4 +1,4 @@
-"""Copy what the recorded experiment has to keep, settings and measurements, without checkpoints and logs.
+"""Copy the settings and measurements of the recorded experiment. Leave out checkpoints and logs.
 
 python tools/collect_inception_fashion.py FROM records/inception-fashion
 """

@@ -1,6 +1,6 @@
-"""The recorded experiment of Sec. 4.2, scaled down: a sweep of the plain network's learning rate, then all variants.
+"""Run the recorded experiment of Sec. 4.2, scaled down: first a learning rate sweep, then all variants.
 
-Runs go side by side, a core each; start it again after a kill and it goes on where it was.
+The sweep trains the plain network. Runs train in parallel, one per core. Start the same command again to resume.
 
     python tools/inception_fashion.py FOLDER sweep
     python tools/inception_fashion.py FOLDER variants --lr 0.04 --seeds 1 2 3
@@ -18,14 +18,15 @@ from pathlib import Path
 
 SWEEP = (0.005, 0.01, 0.02, 0.04, 0.08, 0.16)
 STEPS = ("--steps", "3000", "--eval-every", "250", "--checkpoint-minutes", "1")
-# 16 decays of the plain network's rate, to 0.52 of it, and 96 with the recipe, to 0.02: in 1.6 epochs, not 800.
+# In 1.6 epochs, not 800: the plain network's learning rate decays 16 times, to 0.52 of its start.
+# With the accelerated recipe it decays 96 times, to 0.02.
 COMMON = ("--data", "fashion", *STEPS, "--decay-every", "0.1", "--threads", "1")
 VARIANTS = ("inception", "bn-baseline", "bn-x5", "bn-x30", "bn-x5-sigmoid", "inception-x5", "inception-sigmoid")
 ENSEMBLE = tuple(f"ensemble-{number}" for number in range(1, 7))
 
 
 def train(folder: Path, variant: str, *options: str) -> bool:
-    """Train one run in a process of its own, or go on with it; whether that went well."""
+    """Train or resume one run in a process of its own. Return True if it succeeded."""
     if (folder / "config.json").exists():
         command = ["--resume", str(folder)]
     else:
@@ -38,12 +39,15 @@ def train(folder: Path, variant: str, *options: str) -> bool:
 
 
 def sweep(folder: Path) -> list[tuple[Path, Sequence[str]]]:
-    """The plain network at every learning rate of the grid."""
+    """Return the folder and options of one run of the plain network per learning rate."""
     return [(folder / "sweep" / f"lr-{lr:g}", ("inception", "--lr", f"{lr:g}")) for lr in SWEEP]
 
 
 def variants(folder: Path, lr: float, seeds: Sequence[int]) -> list[tuple[Path, Sequence[str]]]:
-    """Every variant at every seed; the ensemble's members once, each from a seed of its own."""
+    """Return the folder and options of each run.
+
+    Every variant is trained at every seed. The members of the ensemble are trained once, each with its own seed.
+    """
     jobs = []
     for seed in seeds:
         names = VARIANTS + ENSEMBLE if seed == seeds[0] else VARIANTS
@@ -58,7 +62,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("part", choices=("sweep", "variants"))
-    parser.add_argument("--lr", type=float, default=0.04, help="the plain network's best learning rate")
+    parser.add_argument("--lr", type=float, default=0.04, help="base learning rate of all variants")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     options = parser.parse_args()
@@ -67,7 +71,7 @@ def main() -> None:
         try:
             ended = list(pool.map(lambda job: train(job[0], *job[1]), jobs))
         except KeyboardInterrupt:
-            pool.shutdown(cancel_futures=True)  # what runs has been interrupted too, and goes on another time
+            pool.shutdown(cancel_futures=True)  # Ctrl-C has also interrupted the runs, which can be resumed
             raise
     sys.exit(0 if all(ended) else 1)
 

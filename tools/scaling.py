@@ -1,9 +1,10 @@
-"""What the paper's training costs on other machines: the model of docs/scaling.md, fed by recorded measurements.
+"""Print what the paper's training costs on other machines: the model of docs/scaling.md, from recorded measurements.
 
     python tools/scaling.py
 
-A step of N processes takes as long as the slowest of three that overlap: computing the gradients of 32 images, moving
-the gradients (a ring moves 2 (N - 1) / N of them in 2 (N - 1) hops), and reading 32 images of data.
+A step of N processes takes as long as the slower of two operations that overlap: computing the gradients of 32 images,
+and averaging the gradients. A ring moves 2 (N - 1) / N of the gradients, in 2 (N - 1) hops. The last column is the rate
+at which the images must be read.
 """
 
 from __future__ import annotations
@@ -13,16 +14,25 @@ from dataclasses import dataclass
 from pathlib import Path
 
 RECORD = Path(__file__).parents[1] / "records" / "inception-speed" / "training.json"
-STEPS, BATCH = 31e6, 32  # of the plain network, to its best accuracy
+STEPS, BATCH = 31e6, 32  # of the plain network, until its best accuracy
 IMAGES = STEPS * BATCH
 GRADIENT_BYTES = 4 * 11_188_288
-FLOPS_AN_IMAGE = 3 * 3.87e9  # forward and twice that backward; forward counted by torch's FlopCounterMode
+# The backward costs twice the forward, which torch's FlopCounterMode counts.
+FLOPS_AN_IMAGE = 3 * 3.87e9
 JPEG_BYTES = 110e3  # ImageNet's training images, on average
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Processes, images a second that each could train alone, bytes a second and seconds a hop between them."""
+    """Describe a machine or a cluster.
+
+    Arguments:
+        name: The row of the table.
+        processes: The number of processes.
+        images_per_second: The images per second that one process alone trains on.
+        bandwidth: The bytes per second between two processes.
+        hop: The latency in seconds between two processes.
+    """
 
     name: str
     processes: int
@@ -32,7 +42,7 @@ class Machine:
 
 
 def step_seconds(machine: Machine) -> tuple[float, float]:
-    """(computing, moving gradients), of one step."""
+    """Return the seconds that one step spends on computing and on averaging gradients."""
     n = machine.processes
     moving = 2 * (n - 1) / n * GRADIENT_BYTES / machine.bandwidth + 2 * (n - 1) * machine.hop
     return BATCH / machine.images_per_second, moving if n > 1 else 0.0

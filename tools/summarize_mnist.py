@@ -1,4 +1,4 @@
-"""The tables of records/mnist/README.md, from its raw records: python tools/summarize_mnist.py."""
+"""Print the tables of records/mnist/README.md from its raw records: python tools/summarize_mnist.py."""
 
 from pathlib import Path
 from statistics import mean, stdev
@@ -14,7 +14,7 @@ SEEDS = (1, 2, 3, 4, 5)
 
 
 def accuracy_table(runs: list[list[Row]]) -> list[str]:
-    """Test accuracy of both arms at `STEPS`: mean ± standard deviation over the runs."""
+    """Return the test accuracy of both arms at `STEPS`: mean ± standard deviation over the runs."""
     lines = ["| steps | without BN | with BN |", "|---|---|---|"]
     for step in STEPS:
         cells = []
@@ -26,7 +26,7 @@ def accuracy_table(runs: list[list[Row]]) -> list[str]:
 
 
 def sweep_table(rows: list[Row], arm: str) -> list[str]:
-    """Mean test accuracy of one arm over seeds: a line a standard deviation, a column a learning rate."""
+    """Return the mean test accuracy of one arm over seeds, by standard deviation (rows) and learning rate (columns)."""
     means = grid_means(rows, arm)
     lrs, stds = sorted({lr for lr, _ in means}), sorted({std for _, std in means})
     lines = [f"| std, lr | {' | '.join(f'{lr:g}' for lr in lrs)} |", "|---" * (1 + len(lrs)) + "|"]
@@ -34,7 +34,7 @@ def sweep_table(rows: list[Row], arm: str) -> list[str]:
 
 
 def tables() -> dict[str, list[str]]:
-    """Every table by its heading."""
+    """Return every table by its heading."""
     runs = [Run(RECORDS / f"seed-{seed}").rows() for seed in SEEDS]
     sweep = Run(RECORDS / "sweep").rows()
     return {"accuracy": accuracy_table(runs)} | {arm: sweep_table(sweep, arm) for arm in ARMS}
