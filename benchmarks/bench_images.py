@@ -1,13 +1,15 @@
-"""JPEGs read, decoded and distorted to 224x224 a second on one core, against torchvision on the same files.
+"""Measure how many JPEGs per second one core reads, decodes and distorts to 224x224, against torchvision.
 
     python benchmarks/bench_images.py [--rounds 7] [--out records/inception-speed/images.json]
 
-The files are 200 generated JPEGs of 500x375, as class folders and as shards. Torchvision's
-are ImageFolder with RandomResizedCrop and a mirror, and the same with ColorJitter, which changes what "strong" changes
-but for the noise. All end with normalised float32. Contenders take turns; before the clock, the folders, the shards and
-torchvision must hold the same pixels, and the centre crops must agree.
+The files are 200 generated JPEGs of 500x375, in class folders and in shards. Torchvision's pipelines are ImageFolder
+with RandomResizedCrop and a horizontal flip, once without and once with ColorJitter. ColorJitter makes all changes of
+"strong" except the noise. All pipelines end with normalized float32.
 
-With --workers N more processes (the default: one a core) the loader's own rate is measured too.
+Before the clock starts, the folders, the shards and torchvision must give the same pixels, and the center crops must
+agree. The contenders alternate.
+
+The rate of the loader with --workers N processes is measured too; the default is one per core.
 """
 
 from __future__ import annotations
@@ -47,7 +49,7 @@ TORCHVISION = {
 
 
 def photograph(rng: np.random.Generator) -> bytes:
-    """A JPEG with detail at every scale, as photographs have."""
+    """Return a JPEG with detail at every scale, as in a photograph."""
     pixels = torch.zeros(1, 3, 375, 500)
     for octave in range(2, 9):
         noise = torch.from_numpy(rng.normal(size=(1, 3, 3 * 2**octave // 4, 2**octave))).float()
@@ -59,7 +61,7 @@ def photograph(rng: np.random.Generator) -> bytes:
 
 
 def write_images(folder: Path) -> float:
-    """FOLDER/folders and FOLDER/shards, of the same images; returns the mean size of a file in kB."""
+    """Write the same images to FOLDER/folders and FOLDER/shards. Return the mean size of a file in kB."""
     rng = np.random.default_rng(0)
     contents = [photograph(rng) for _ in range(IMAGES)]
     (folder / "shards").mkdir()
@@ -76,7 +78,10 @@ def write_images(folder: Path) -> float:
 
 
 def check(ours: dict[str, Images], folder: Path) -> None:
-    """The same pixels from everywhere; centre crops within 2 of 255 of torchvision's, for the order of its rounding."""
+    """Raise if the sources do not give the same pixels, or if center crops differ from torchvision's.
+
+    A difference of 2 of 255 is allowed, since torchvision rounds in another order.
+    """
     whole = datasets.ImageFolder(str(folder), v2.PILToTensor())
     expected = {image.numpy().tobytes(): image for image, _ in whole}
     for images in ours.values():
@@ -103,7 +108,7 @@ def seconds(once: Callable[[int], object]) -> float:
 
 
 def loader_rate(images: Images, strength: str, workers: int) -> float:
-    """Images a second that the loader hands out, once it runs."""
+    """Return the images per second of the loader after a warm-up."""
     distort = Distort(SIZE, strength)  # pyright: ignore[reportArgumentType]
     batches = ImageBatches(images, distort, BATCH, seed=1, within_shard=True, workers=workers).batches(0)
     warm_up, counted = 2 * max(1, workers), 24
@@ -116,7 +121,7 @@ def loader_rate(images: Images, strength: str, workers: int) -> float:
 
 
 def fashion_milliseconds() -> dict[str, float]:
-    """A mini-batch of Fashion-MNIST, in the process that trains."""
+    """Return the median milliseconds per mini-batch of Fashion-MNIST by strength, without worker processes."""
     images, found = open_images("fashion", "train"), {}
     for strength in ("strong", "weak", "none"):
         batches = ImageBatches(images, Distort(28, strength), BATCH, seed=1, within_shard=True)  # pyright: ignore[reportArgumentType]
@@ -148,7 +153,7 @@ def main() -> None:
         for turn in range(options.rounds + 1):
             for title, once in contenders.items():
                 taken = seconds(once)
-                if turn:  # the first warms up
+                if turn:  # the first is the warm-up
                     times[title].append(taken)
         workers = options.workers or default_workers(ours["folders"])
         loader = {s: loader_rate(ours["folders"], s, workers) for s in ("strong", "weak")}

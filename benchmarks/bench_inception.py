@@ -1,16 +1,16 @@
-"""Training BN-Inception at 224x224 on the CPU: against torchvision-style training, on two processes, from JPEGs.
+"""Time the training of BN-Inception at 224x224 on the CPU, against torch's layers, on two processes, and from JPEGs.
 
     python benchmarks/bench_inception.py [--rounds 5] [--out records/inception-speed/training.json]
     python benchmarks/bench_inception.py --part loading --rounds 10 --out records/inception-speed/loading.json
 
-Every contender has a process of its own, since the allocator is a process's; they take turns, a step each. The same
-network, weights and images: contenders differ in the layers (torch.nn.BatchNorm2d and ReLU, or ours), the memory
-format, the precision, the allocator and torch.compile, whose first step takes minutes. Before the clock, all float32
-contenders must agree on the loss.
+Every contender has a process of its own, because the allocator belongs to the process. Contenders alternate, one step
+each. All have the same network, weights and images. They differ in the layers (torch.nn.BatchNorm2d and ReLU, or ours),
+the memory format, the precision, the allocator and torch.compile, whose first step takes minutes. The first step is
+not counted, and all contenders must agree on its loss.
 
-The part "loading" is BN-x5 as the command trains it, from 200 generated JPEGs of 500x375 in class folders (which the
-system keeps in memory), for several numbers of workers, one after another: a step's seconds, and the share of them that
-the training waited for its images.
+The part "loading" trains BN-x5 as the command does, from 200 generated JPEGs of 500x375 in class folders. The system
+caches the files in memory. For each number of workers, one after another, it measures the seconds per step and the
+share of them that the training waits for images.
 """
 
 from __future__ import annotations
@@ -57,11 +57,11 @@ CONTENDERS = {
 }
 BASELINE = next(iter(CONTENDERS))
 WORKERS = (0, 1, 2)
-WARM_UP = 2  # steps; the workers start in the first
+WARM_UP = 2  # steps; the first starts the workers
 
 
 def with_torch_layers(module: nn.Module) -> nn.Module:
-    """The same network as a user of torch writes it: BatchNorm2d, then ReLU in place."""
+    """Replace our fused layers, in place, by torch's BatchNorm2d and an in-place ReLU. Return the network."""
     for name, child in module.named_children():
         if isinstance(child, bn.BatchNorm2d):
             plain = nn.BatchNorm2d(child.num_features)
@@ -72,7 +72,7 @@ def with_torch_layers(module: nn.Module) -> nn.Module:
 
 
 def make_step(ours: bool, channels_last: bool, low: bool, keep: bool, compiled: bool) -> Callable[[], float]:
-    """One training step, which returns its loss."""
+    """Return a function that does one training step and returns the loss."""
     if keep:
         bn.keep_memory()
     torch.manual_seed(0)
@@ -100,7 +100,7 @@ def make_step(ours: bool, channels_last: bool, low: bool, keep: bool, compiled: 
 
 
 def serve(name: str, threads: int) -> None:
-    """A contender's process: a step for every line that comes in, its seconds and loss out."""
+    """Do one step per line of stdin, and print its seconds and loss. This is the process of a contender."""
     torch.set_num_threads(threads)
     step = make_step(*CONTENDERS[name])
     for _ in sys.stdin:
@@ -110,7 +110,7 @@ def serve(name: str, threads: int) -> None:
 
 
 class Contender:
-    """A process that does a step when asked."""
+    """Control the process of one contender."""
 
     def __init__(self, name: str, threads: int) -> None:
         command = [sys.executable, __file__, "--serve", name, "--threads", str(threads)]
@@ -118,6 +118,7 @@ class Contender:
         self.losses, self.seconds = [], []
 
     def step(self) -> None:
+        """Do one step, and append its seconds and its loss."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.write("\n")
@@ -127,11 +128,12 @@ class Contender:
         self.losses.append(loss)
 
     def close(self) -> None:
+        """End the process."""
         self.process.communicate()
 
 
 def train_in_turns(threads: int, rounds: int) -> dict[str, Any]:
-    """Images a second of every contender; the first step, which warms up, is checked and not counted."""
+    """Return the images per second of every contender. The first step is the warm-up: its loss is checked."""
     contenders = {name: Contender(name, threads) for name in CONTENDERS}
     for _ in range(rounds + 1):
         for contender in contenders.values():
@@ -149,7 +151,7 @@ def train_in_turns(threads: int, rounds: int) -> dict[str, Any]:
 
 
 def work(rounds: int) -> None:
-    """A process of torchrun: steps with and without the averaging of gradients; rank 0 prints the seconds."""
+    """Time steps with and without averaging gradients, in a process of torchrun. Rank 0 prints the seconds."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     step = make_step(*CONTENDERS["ours, NHWC, float32"])
@@ -173,7 +175,10 @@ def work(rounds: int) -> None:
 
 
 def processes(rounds: int) -> dict[str, Any]:
-    """A step of one process of one thread, and of two such: each trains 32 images; efficiency is the ratio."""
+    """Compare a step of one process with a step of two. Each process has one thread and trains 32 images.
+
+    Efficiency is the ratio of their seconds.
+    """
     found = {}
     for count in (1, 2):
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
@@ -192,7 +197,7 @@ def processes(rounds: int) -> dict[str, Any]:
 
 
 def load(data: str, workers: int, threads: int, rounds: int) -> None:
-    """A process of its own that trains from JPEGs; prints the seconds of its steps and the share that it waited."""
+    """Train from JPEGs, and print the seconds of the steps and the share of them spent waiting for images."""
     bn.keep_memory()
     torch.set_num_threads(threads)
     images = open_images(data, "train")
@@ -209,7 +214,7 @@ def load(data: str, workers: int, threads: int, rounds: int) -> None:
 
 
 def loading(threads: int, rounds: int) -> dict[str, Any]:
-    """What `load` finds for each number of workers, and which of them is the default."""
+    """Return the results of `load` for each number of workers, and the default number."""
     found = {}
     with tempfile.TemporaryDirectory() as name:
         kilobytes, data = write_images(Path(name)), f"{name}/folders"

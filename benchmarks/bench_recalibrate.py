@@ -1,11 +1,13 @@
-"""Population statistics by `bn.recalibrate` and by its relatives, against the truth in float64.
+"""Compare the population statistics of `bn.recalibrate` and of its relatives with numpy's in float64.
 
     python benchmarks/bench_recalibrate.py [records/algorithm2/recalibrate.json]
 
-The relatives: torch's `swa_utils.update_bn`, fvcore's `update_bn_stats` (where it is installed), and, of two processes,
-timm's `distribute_bn` after an `update_bn` in each. The layer's input is the data itself, so that numpy knows its
-population mean and variance. Error is the larger of |mean - truth| in standard deviations and |var - truth| / truth,
-over all channels. Time is of one pass of ResNet-18 over 4 batches of 16x3x64x64, in turns, after one warm-up.
+The relatives are torch's `swa_utils.update_bn` and, if it is installed, fvcore's `update_bn_stats`. With two processes
+it is timm's `distribute_bn` after an `update_bn` in each.
+
+The input of the layer is the data itself, so numpy knows its population mean and variance. The error is the larger of
+|mean - truth| in standard deviations and |var - truth| / truth, over all channels. The time is that of one pass of
+ResNet-18 over 4 batches of 16x3x64x64. The methods alternate, after one warm-up.
 """
 
 from __future__ import annotations
@@ -44,11 +46,11 @@ METHODS: dict[str, Callable[[nn.Module, Any], object]] = {
     "bn.recalibrate": lambda model, batches: bn.recalibrate(model, batches),
 }
 with suppress(ModuleNotFoundError), warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # it scripts a function on import
+    warnings.simplefilter("ignore")  # fvcore calls torch.jit.script on import
     from fvcore.nn.precise_bn import update_bn_stats  # pyright: ignore[reportMissingImports]
 
     METHODS["fvcore"] = lambda model, batches: update_bn_stats(model, batches, num_iters=length_hint(batches, 1))
-SPLITS = {  # batches of process 0, how far away the others are
+SPLITS = {  # name -> batches of process 0, and the shift of the batches of process 1
     "alike": (5, 0.0),
     "a standard deviation apart": (5, 3.0),
     "the same, of 8 batches and of 2": (8, 3.0),
@@ -106,7 +108,7 @@ CASES = {
 
 
 def error(model: nn.Module, counted: list[Tensor]) -> float:
-    """The larger of the two errors; inf where the estimate is not finite."""
+    """Return the larger of the two errors, or inf if the estimate is not finite."""
     (layer,) = (module for module in model.modules() if isinstance(module, nn.BatchNorm1d))
     x = torch.cat(counted).double().numpy()
     mean, var = x.mean(0), x.var(0, ddof=1)
@@ -130,7 +132,7 @@ def errors() -> dict[str, dict[str, float]]:
 
 
 def errors_of_two() -> dict[str, dict[str, float]]:
-    """The errors after two processes have merged what each saw."""
+    """Return the errors after two processes have merged their statistics."""
     with tempfile.TemporaryDirectory() as folder:
         spawn(process, (folder,), nprocs=2)
         return json.loads((Path(folder) / "errors").read_text())
@@ -145,7 +147,7 @@ def process(rank: int, folder: str) -> None:
 
 
 def errors_of_split(rank: int, first: int, shift: float) -> dict[str, float]:
-    """Process 0 has the `first` of ten batches, process 1 the rest, `shift` away."""
+    """Return the errors where process 0 has the `first` of ten batches, and process 1 the rest plus `shift`."""
     torch.manual_seed(0)
     model, batches, _ = even()
     batches = [*batches[:first], *(batch + shift for batch in batches[first:])]
@@ -158,7 +160,7 @@ def errors_of_split(rank: int, first: int, shift: float) -> dict[str, float]:
 
 
 def held() -> dict[str, dict[str, bool]]:
-    """Whether old statistics survive what should leave them alone."""
+    """Return, for each method, whether the old statistics are kept in the cases where they should be."""
     found: dict[str, dict[str, bool]] = {"a layer left in eval is kept": {}, "an exception leaves all as it was": {}}
     for method, run in METHODS.items():
         torch.manual_seed(0)
@@ -223,7 +225,7 @@ def cpu() -> str:
 def main() -> None:
     torch.set_num_threads(THREADS)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # the batch with an inf is left out, and says so
+        warnings.simplefilter("ignore", RuntimeWarning)  # bn.recalibrate warns about the batch with an inf
         result: dict[str, Any] = {"errors": errors(), "held": held(), "seconds": seconds()}
     result["errors_of_two"] = errors_of_two()
     result["machine"] = {"cpu": cpu(), "threads": THREADS}
