@@ -1,8 +1,9 @@
-"""The processes of one training: those that torchrun started, or this one alone."""
+"""Connect the processes of one training: those that torchrun started, or this one alone."""
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,22 +17,29 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from ...errors import BatchNormError
+from ...errors import Failure, PeerError, first_line
 
 Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
 class Processes:
-    """How many there are, which this is, and what they tell one another."""
+    """The processes of one training, as one of them sees them.
+
+    Arguments:
+        rank: the number of this process.
+        world_size: the number of processes.
+        device: the device that this process trains on.
+        control: a gloo group for CPU tensors where the default group is NCCL's; None where the default is gloo's.
+    """
 
     rank: int = 0
     world_size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    control: Any = None  # a group of gloo's where the default one is of GPUs, which would have to wait
+    control: Any = None
 
     def any(self, *flags: bool) -> tuple[bool, ...]:
-        """Each flag, raised if any process raises it."""
+        """Return for each flag whether any process gives True."""
         if self.world_size == 1:
             return flags
         raised = torch.tensor(flags, dtype=torch.int32)
@@ -39,31 +47,35 @@ class Processes:
         return tuple(bool(flag) for flag in raised.tolist())
 
     def sum(self, values: Tensor) -> Tensor:
-        """The sum of the processes' values, CPU tensors of one shape."""
+        """Return the sum over processes of CPU tensors of one shape."""
         if self.world_size > 1:
             dist.all_reduce(values, dist.ReduceOp.SUM, self.control)
         return values
 
     def share(self, make: Callable[[], Value]) -> Value:
-        """What `make` returns on rank 0, on every process; where it raises BatchNormError there, all raise it."""
+        """Call `make` on rank 0 and return its result on every process.
+
+        Raises:
+            Failure: `make` raised one. Every process raises the same.
+        """
         made: list[Any] = [None]
         if self.rank == 0:
             try:
                 made = [make()]
-            except BatchNormError as error:
+            except Failure as error:
                 made = [error]
         if self.world_size > 1:
             dist.broadcast_object_list(made, src=0, group=self.control)
-        if isinstance(made[0], BatchNormError):
+        if isinstance(made[0], Failure):
             raise made[0]
         return made[0]
 
     def replicate(self, model: nn.Module) -> nn.Module:
-        """The model, averaging its gradients with its replicas; BN normalises each replica's own mini-batch."""
+        """Return a model that averages its gradients over the processes. BN uses each process's own mini-batch."""
         if self.world_size == 1:
             return model
         devices = [self.device.index] if self.device.type == "cuda" else None
-        # Running statistics are estimated anew where they count. (The option has another name since torch 2.14.)
+        # Every measurement estimates the statistics anew, so no buffer is sent. torch 2.14 renamed the option.
         known = signature(DistributedDataParallel.__init__).parameters
         options: dict[str, Any] = {
             "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False
@@ -75,12 +87,12 @@ ALONE = Processes()
 
 
 def launched() -> bool:
-    """Whether torchrun started this process."""
+    """Return True if torchrun started this process."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
 def restarted() -> bool:
-    """Whether torchrun started it again, after one of the processes had died."""
+    """Return True if torchrun started this process again after one of the processes died."""
     return _restarts() > 0
 
 
@@ -89,13 +101,17 @@ def _restarts() -> int:
 
 
 def cores_each() -> int:
-    """The cores of this machine, divided among its processes."""
+    """Return the number of CPU cores of this machine for each of its processes."""
     return max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 @contextmanager
 def joined() -> Iterator[Processes]:
-    """The processes of torchrun, over NCCL on GPUs and gloo on CPUs; this one alone where it was not used."""
+    """Join the processes that torchrun started, by NCCL on GPUs and gloo on CPUs. Without torchrun, stay alone.
+
+    Raises:
+        PeerError: another process failed or died.
+    """
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
     if cuda:
@@ -103,13 +119,28 @@ def joined() -> Iterator[Processes]:
     if not launched():
         yield Processes(device=device)
         return
-    # Processes that torchrun starts again may be given the store of the dead ones, with their old addresses in it.
-    store, rank, world_size = next(rendezvous("env://"))
-    store = PrefixStore(f"restart-{_restarts()}", store)
-    dist.init_process_group("nccl" if cuda else "gloo", store=store, rank=rank, world_size=world_size)
+    with _peer_errors():
+        # After a restart the store may still hold the addresses of the dead processes; a prefix hides them.
+        store, rank, world_size = next(rendezvous("env://"))
+        store = PrefixStore(f"restart-{_restarts()}", store)
+        dist.init_process_group("nccl" if cuda else "gloo", store=store, rank=rank, world_size=world_size)
+        try:
+            control = dist.new_group(backend="gloo") if cuda else None
+            yield Processes(rank, world_size, device, control)
+            dist.barrier()  # no process may close its connections while another still uses them
+        finally:
+            dist.destroy_process_group()
+
+
+@contextmanager
+def _peer_errors() -> Iterator[None]:
+    """Turn torch's error of a lost connection into a PeerError."""
     try:
-        control = dist.new_group(backend="gloo") if cuda else None
-        yield Processes(rank, world_size, device, control)
-        dist.barrier()  # none takes its connections down while another still uses them
-    finally:
-        dist.destroy_process_group()
+        yield
+    except RuntimeError as error:
+        reason = first_line(error)
+        # gloo has no error type of its own, but its messages begin with a path in its source.
+        if isinstance(error, Failure) or not (isinstance(error, dist.DistError) or "/gloo/" in reason):
+            raise
+        reason = re.sub(r"^\[\S+\] ", "", reason).partition(". ")[0]
+        raise PeerError(f"lost another process of this training, see its own message ({reason})") from error

@@ -1,4 +1,4 @@
-"""What the settings of every experiment are checked for."""
+"""Check the ranges of an experiment's settings."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from ...errors import BatchNormError
 
 
 def check_settings(config: object, smallest: Mapping[str, int], positive: Iterable[str]) -> None:
-    """Check settings by name: the least that each of `smallest` may be, and those that are positive and finite.
+    """Raise for the first setting that is out of range, and name its option. Settings that are None pass.
 
-    Those that are None are not checked.
+    Arguments:
+        config: an object with the settings as attributes.
+        smallest: the smallest value of each of these settings.
+        positive: settings that must be positive and finite.
 
     Raises:
-        BatchNormError: the first that can't be run, by the name that its option has.
+        BatchNormError: a setting is out of range.
     """
     for name, least in smallest.items():
         value = getattr(config, name)

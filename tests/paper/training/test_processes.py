@@ -1,0 +1,84 @@
+"""Two processes: what one raises, and what the other is told."""
+
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from batchnorm.errors import DownloadError, Failure, PeerError, StorageError
+from batchnorm.paper.training.processes import ALONE, joined
+
+START = """
+import os, torch
+from batchnorm.errors import StorageError
+from batchnorm.paper.training.processes import joined
+
+def fail():
+    raise StorageError("disk full")
+
+try:
+    with joined() as processes:
+        {}
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        return str(found.getsockname()[1])
+
+
+def two_processes(body):
+    """Return what each of two joined processes printed."""
+    where = {"MASTER_ADDR": "localhost", "MASTER_PORT": free_port(), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", START.format(body)]
+    both = [
+        subprocess.Popen(command, env={**os.environ, **where, "RANK": rank}, stdout=subprocess.PIPE, text=True)
+        for rank in "01"
+    ]
+    return [process.communicate(timeout=120)[0].strip() for process in both]
+
+
+def test_an_error_of_rank_0_is_raised_on_every_process():
+    assert two_processes("processes.share(fail)") == ["StorageError disk full"] * 2
+
+
+@pytest.mark.parametrize(
+    "waiting", ["processes.any(False)", "model(torch.ones(3, 2)).sum().backward()"], ids=["flags", "gradients"]
+)
+def test_a_dead_process_is_a_peer_error_in_the_others(waiting):
+    model = "model = processes.replicate(torch.nn.Linear(2, 2)); processes.any(False)"
+    alive, dead = two_processes(f"{model}; os._exit(1) if processes.rank else {waiting}")
+    assert dead == ""
+    assert alive.startswith("PeerError lost another process of this training, see its own message (")
+    assert "gloo" not in alive
+    assert "\n" not in alive
+
+
+def test_two_processes_agree_on_flags_and_sums():
+    said = two_processes(
+        "print(processes.any(False, processes.rank == 1), processes.sum(torch.tensor([1.0, processes.rank])).tolist())"
+    )
+    assert said == ["(False, True) [2.0, 1.0]"] * 2
+
+
+@pytest.mark.parametrize("kind", [StorageError, DownloadError, PeerError])
+def test_alone_every_failure_passes_through(kind):
+    def fail():
+        raise kind("the reason")
+
+    with pytest.raises(Failure, match="the reason"):
+        ALONE.share(fail)
+
+
+def test_other_runtime_errors_are_left_as_they_are(monkeypatch):
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("MASTER_ADDR", "localhost"), ("MASTER_PORT", free_port())):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(RuntimeError, match="inconsistent tensor size") as raised, joined():
+        torch.ones(2).dot(torch.ones(3))
+    assert raised.type is RuntimeError
