@@ -1,29 +1,54 @@
-"""Batch Normalization, the whole of it, for PyTorch."""
+"""Batch Normalization, the whole of it, for PyTorch.
 
-from . import functional as functional
-from .algorithm2.fold import FoldResult as FoldResult
-from .algorithm2.fold import fold as fold
-from .algorithm2.folding.placement import FoldRow as FoldRow
-from .algorithm2.freeze import FreezeResult as FreezeResult
-from .algorithm2.freeze import FreezeRow as FreezeRow
-from .algorithm2.freeze import freeze as freeze
-from .algorithm2.freeze import unfreeze as unfreeze
-from .algorithm2.fuse import FuseResult as FuseResult
-from .algorithm2.fuse import FuseRow as FuseRow
-from .algorithm2.fuse import fuse as fuse
-from .algorithm2.insert import InsertResult as InsertResult
-from .algorithm2.insert import InsertRow as InsertRow
-from .algorithm2.insert import insert as insert
-from .algorithm2.recalibrate import RecalibrateResult as RecalibrateResult
-from .algorithm2.recalibrate import RecalibrateRow as RecalibrateRow
-from .algorithm2.recalibrate import recalibrate as recalibrate
-from .errors import BatchNormError as BatchNormError
-from .kernels.bindings import kernels_available as kernels_available
-from .layers import BatchNorm1d as BatchNorm1d
-from .layers import BatchNorm2d as BatchNorm2d
-from .layers import BatchNorm3d as BatchNorm3d
-from .memory import keep_memory as keep_memory
-from .moments import Moments as Moments
-from .paper.inception.recipe import accelerate as accelerate
+Public names are imported when they are first used, so that `import batchnorm` is fast and does not import torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module as _import_module
+from typing import Any as _Any
 
 __version__ = "0.1.0"
+
+# The module of each public name. __init__.pyi imports the same names, for type checkers and editors.
+_MODULES = {
+    "BatchNorm1d": "layers",
+    "BatchNorm2d": "layers",
+    "BatchNorm3d": "layers",
+    "BatchNormError": "errors",
+    "FoldResult": "algorithm2.fold",
+    "FoldRow": "algorithm2.fold",
+    "FreezeResult": "algorithm2.freeze",
+    "FreezeRow": "algorithm2.freeze",
+    "FuseResult": "algorithm2.fuse",
+    "FuseRow": "algorithm2.fuse",
+    "InsertResult": "algorithm2.insert",
+    "InsertRow": "algorithm2.insert",
+    "Moments": "moments",
+    "RecalibrateResult": "algorithm2.recalibrate",
+    "RecalibrateRow": "algorithm2.recalibrate",
+    "fold": "algorithm2.fold",
+    "freeze": "algorithm2.freeze",
+    "functional": "functional",
+    "fuse": "algorithm2.fuse",
+    "insert": "algorithm2.insert",
+    "keep_memory": "memory",
+    "kernel_target": "kernels.bindings",
+    "recalibrate": "algorithm2.recalibrate",
+    "unfreeze": "algorithm2.freeze",
+}
+
+__all__ = list(_MODULES)  # pyright: ignore[reportUnsupportedDunderAll]: type checkers read the stub
+
+
+def __getattr__(name: str) -> _Any:
+    """Import a public name when it is first used (PEP 562)."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = _import_module(f".{_MODULES[name]}", __name__)
+    value = globals()[name] = module if name == _MODULES[name] else getattr(module, name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
