@@ -1,4 +1,4 @@
-"""Figs. 2 to 4 as numbers: the curves of the variants, steps to the plain network's best, crops and ensembles."""
+"""Figs. 2 to 4 as numbers: the variants' curves, steps to the plain network's best, crops and ensembles."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
+from typing import NamedTuple
 
 from ...errors import BatchNormError
 from ..training.rows import Row, read_rows
@@ -13,7 +14,7 @@ from ..training.run import Run
 from .jobs import EVALUATIONS, Job, runs
 from .variants import BY_NAME, INCEPTION, rescaled
 
-# Fig. 3: steps to 72.2 % and best top-1, in the paper's words where it gives no number.
+# Fig. 3: steps to a top-1 of 72.2 %, and the best top-1. Where the paper gives no number, its words.
 PAPER_FIG3 = {
     "inception": ("31.0M", "72.2%"),
     "bn-baseline": ("13.3M", "72.7%"),
@@ -23,21 +24,33 @@ PAPER_FIG3 = {
     "inception-x5": ("reached infinity", ""),
     "inception-sigmoid": ("never", "stays at chance"),
 }
-# Fig. 4: model, resolution (a side of the images), crops, models, top-1 error, top-5 error.
+
+
+class PaperResult(NamedTuple):
+    """One line of Fig. 4, as printed. Empty where the paper has nothing."""
+
+    model: str
+    size: str
+    crops: str
+    models: str
+    top1_error: str
+    top5_error: str
+
+
 PAPER_FIG4 = (
-    ("GoogLeNet ensemble", "224", "144", "7", "", "6.67%"),
-    ("Deep Image low-res", "256", "", "1", "", "7.96%"),
-    ("Deep Image high-res", "512", "", "1", "24.88%", "7.42%"),
-    ("Deep Image ensemble", "variable", "", "", "", "5.98%"),
-    ("BN-Inception single crop", "224", "1", "1", "25.2%", "7.82%"),
-    ("BN-Inception multicrop", "224", "144", "1", "21.99%", "5.82%"),
-    ("BN-Inception ensemble", "224", "144", "6", "20.1%", "4.9%"),
+    PaperResult("GoogLeNet ensemble", "224", "144", "7", "", "6.67%"),
+    PaperResult("Deep Image low-res", "256", "", "1", "", "7.96%"),
+    PaperResult("Deep Image high-res", "512", "", "1", "24.88%", "7.42%"),
+    PaperResult("Deep Image ensemble", "variable", "", "", "", "5.98%"),
+    PaperResult("BN-Inception single crop", "224", "1", "1", "25.2%", "7.82%"),
+    PaperResult("BN-Inception multicrop", "224", "144", "1", "21.99%", "5.82%"),
+    PaperResult("BN-Inception ensemble", "224", "144", "6", "20.1%", "4.9%"),
 )
 
 
 @dataclass(frozen=True)
 class Record:
-    """What one run left: its job, the rows of its training, and those of its evaluations."""
+    """The records of one run: its job, the rows of its training, and those of its evaluations."""
 
     job: Job
     rows: list[Row]
@@ -45,31 +58,31 @@ class Record:
 
     @property
     def curve(self) -> tuple[list[int], list[float]]:
-        """Steps, and top-1 on the validation images; NaN where the network had diverged."""
+        """The measured steps, and top-1 on the validation images there. It is NaN where the network had diverged."""
         rows = [row for row in self.rows if "top1" in row]
         return [row["step"] for row in rows], [float("nan") if row["top1"] is None else row["top1"] for row in rows]
 
     @property
     def best(self) -> Row:
-        """The row of the best top-1, the first of equals."""
+        """The first row with the best top-1."""
         return max((row for row in self.rows if row.get("top1") is not None), key=lambda row: row["top1"])
 
     @property
     def diverged(self) -> int | None:
-        """The step at which the loss, or what the network computes, was not finite at the end, if it came to that."""
+        """The last step if its loss or the network's output was not finite, otherwise None."""
         last = self.rows[-1]
         return last["step"] if last.get("diverged") or last.get("top1", 0) is None else None
 
     def steps_to(self, accuracy: float) -> int | None:
-        """The first measured step with that top-1."""
+        """Return the first measured step with at least this top-1, or None."""
         return next((row["step"] for row in self.rows if (row.get("top1") or 0) >= accuracy), None)
 
 
 def read_records(folders: Sequence[Path]) -> list[Record]:
-    """The records of runs, and of folders of runs, but for those that have not measured anything yet.
+    """Read the records of runs, and of folders of runs. Leave out runs without any measurement.
 
     Raises:
-        BatchNormError: a folder is no run of batchnorm inception; there are no records at all.
+        BatchNormError: A folder is not a run of batchnorm inception, or no run has a measurement.
     """
     found = [Record(job, Run(job.folder).rows(), read_rows(job.folder / EVALUATIONS)) for job in runs(folders)]
     if not any(record.rows for record in found):
@@ -78,7 +91,7 @@ def read_records(folders: Sequence[Path]) -> list[Record]:
 
 
 def by_variant(records: Sequence[Record]) -> dict[str, list[Record]]:
-    """The records of each variant, a record a seed, the variants in the paper's order, then the ensemble's."""
+    """Group the records by variant, one record a seed. The order is the paper's variants, then the ensemble's."""
     found: dict[str, list[Record]] = {}
     order = list(BY_NAME)
     for record in sorted(records, key=lambda r: order.index(r.job.variant.name)):
@@ -86,19 +99,28 @@ def by_variant(records: Sequence[Record]) -> dict[str, list[Record]]:
     return found
 
 
-def band(members: Sequence[Record]) -> tuple[list[int], list[float], list[float], list[float]]:
-    """Steps, and the worst, mean and best top-1 there over the seeds that have been measured at them."""
+class Band(NamedTuple):
+    """The spread of top-1 over seeds, at each step."""
+
+    steps: list[int]
+    worst: list[float]
+    mean: list[float]
+    best: list[float]
+
+
+def band(members: Sequence[Record]) -> Band:
+    """Return the worst, mean and best top-1 over seeds, at the steps that most seeds have measured."""
     values: dict[int, list[float]] = {}
     for record in members:
         for step, value in zip(*record.curve, strict=True):
             values.setdefault(step, []).append(value)
     steps = sorted(step for step, found in values.items() if len(found) == max(map(len, values.values())))
     worst, middle, best = ([pick(values[step]) for step in steps] for pick in (min, mean, max))
-    return steps, worst, middle, best
+    return Band(steps, worst, middle, best)
 
 
 def fig3_table(records: Sequence[Record]) -> list[list[str]]:
-    """Header and a line a variant: steps to the plain network's best top-1, and the best; the paper's beside."""
+    """Return Fig. 3: a header, and for each variant the steps to the plain network's best top-1, and its own best."""
     groups = by_variant(records)
     plain = groups.get(INCEPTION.name)
     level = mean(record.best["top1"] for record in plain) if plain else None
@@ -115,7 +137,7 @@ def fig3_table(records: Sequence[Record]) -> list[list[str]]:
 
 
 def fig4_table(records: Sequence[Record]) -> list[list[str]]:
-    """Header and a line an evaluation, the newest of its kind, errors in %; the paper's lines after ours."""
+    """Return Fig. 4: a header, the newest evaluation of each kind, and the paper's results. Errors are in %."""
     head = ["", "image size", "crops", "models", "top-1 error", "top-5 error"]
     ours = {}
     for row in (row for record in records for row in record.evaluations):

@@ -1,4 +1,4 @@
-"""Which variants one command trains, each into a run folder of its own."""
+"""The jobs of one command: the variants that it trains, each in its own run folder."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from .settled import Settled, settled
 from .variants import BY_NAME, ENSEMBLE, VARIANTS, Variant
 
 EXPERIMENT = "inception"
-CHECKPOINT = "training"  # its name in the run folder
-EVALUATIONS = "evaluations.jsonl"  # a row for each thing that was evaluated
+CHECKPOINT = "training"  # name in the run folder
+EVALUATIONS = "evaluations.jsonl"  # one row for each evaluated run or ensemble
 GROUPS = {"all": VARIANTS, "ensemble": ENSEMBLE}
 NAMES: tuple[str, ...] = get_args(VariantName)
 
 
 @dataclass(frozen=True)
 class Job:
-    """One variant, its settled config, and where it goes."""
+    """One variant, its settled config, and its run folder."""
 
     variant: Variant
     config: Settled
@@ -32,15 +32,15 @@ class Job:
 
     @property
     def index(self) -> Path:
-        """The folder that may hold an index of the shards: the run's own, or that of the group it is in."""
+        """The folder that may hold an index of the shards: the run's own, or its group's."""
         return self.folder if has_index(self.folder) else self.folder.parent
 
 
 def choose_jobs(name: str | None, config: InceptionConfig, out: Path | None, resume: Path | None) -> list[Job]:
-    """What a command line asks for: new jobs in `out`, or those of the folder `resume`.
+    """Return the jobs that a command line asks for: new ones in `out`, or those of the folder `resume`.
 
     Raises:
-        BatchNormError: neither, or both; anything that the two raise.
+        BatchNormError: The command line names neither or both, or `new_jobs` or `resumed_jobs` raises.
     """
     if resume is None:
         if name is None:
@@ -48,20 +48,20 @@ def choose_jobs(name: str | None, config: InceptionConfig, out: Path | None, res
         if not launched():
             return new_jobs(name, config, out)
         if out is None:
-            raise BatchNormError(
-                "under torchrun name the folder to write, --out; a process started again goes on there"
-            )
+            raise BatchNormError("under torchrun name the run folder, --out; a restarted process resumes there")
         return resumed_jobs(out) if restarted() and out.exists() else new_jobs(name, config, out)
     if name is not None or config != InceptionConfig() or out is not None:
-        raise BatchNormError(f"--resume {resume} goes on under that run's own settings; give no others beside it")
+        raise BatchNormError(f"--resume {resume} uses that run's own settings; give no others beside it")
     return resumed_jobs(resume)
 
 
 def new_jobs(name: str, config: InceptionConfig, out: Path | None) -> list[Job]:
-    """Make the run folder of a variant, or of each variant of a group within one folder.
+    """Create the run folder of a variant, or one for each variant of a group within one folder.
+
+    Check all settings and images before anything is written.
 
     Raises:
-        BatchNormError: settings that can't be run; images that can't be read; a folder that exists.
+        BatchNormError: A setting is out of range; the images cannot be read; the folder exists.
     """
     chosen = {variant: settled(config, variant) for variant in GROUPS.get(name) or (BY_NAME[name],)}
     images = open_both(config.data)
@@ -76,22 +76,22 @@ def new_jobs(name: str, config: InceptionConfig, out: Path | None) -> list[Job]:
 
 
 def resumed_jobs(folder: Path) -> list[Job]:
-    """The jobs that `new_jobs` put into `folder`.
+    """Return the jobs that `new_jobs` created in `folder`.
 
     Raises:
-        BatchNormError: there is none, or one of another experiment or version.
+        BatchNormError: There is no job, or one of another experiment or version.
     """
     if (folder / "config.json").exists():
         return [resumed_job(folder)]
     jobs = [resumed_job(path.parent) for path in folder.glob("*/config.json")]
     if not jobs:
-        raise BatchNormError(f"{folder} is not the folder of a run, nor of several: it has no config.json")
+        raise BatchNormError(f"{folder} is not the folder of one or more runs: it has no config.json")
     order = list(BY_NAME)
     return sorted(jobs, key=lambda job: order.index(job.variant.name))
 
 
 def resumed_job(folder: Path) -> Job:
-    """The job of one run's folder."""
+    """Return the job of one run's folder."""
     _, experiment, saved = Run.open(folder)
     if experiment != EXPERIMENT:
         raise BatchNormError(f"{folder} is a run of {experiment!r}; wanted one of batchnorm inception")
@@ -106,10 +106,10 @@ def resumed_job(folder: Path) -> Job:
 
 
 def runs(folders: Sequence[Path]) -> list[Job]:
-    """The jobs of several folders, each of a run or of a group of them.
+    """Return the jobs of several folders, each of one run or of a group.
 
     Raises:
-        BatchNormError: no folder, or one that is neither.
+        BatchNormError: No folder is given, or one is neither.
     """
     if not folders:
         raise BatchNormError("name the folder of at least one run of batchnorm inception")
@@ -119,6 +119,6 @@ def runs(folders: Sequence[Path]) -> list[Job]:
 def _new_job(variant: Variant, config: Settled, out: Path | None) -> Job:
     saved = asdict(config)
     if config.data != "fashion":
-        saved["data"] = str(Path(config.data).resolve())  # you may resume the run from another folder
+        saved["data"] = str(Path(config.data).resolve())  # The run may be resumed from another folder.
     run = Run.create(out, EXPERIMENT, {"variant": variant.name, **saved})
     return Job(variant, config, run.folder)

@@ -1,4 +1,4 @@
-"""Fig. 5: the Inception network, with and without batch normalization, at full size and small."""
+"""The Inception network of Fig. 5, with and without batch normalization, at full size and small."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import BatchNormError
-from ...functional import Activation
+from ...kernels.activation import Activation
 from ...layers import BatchNorm1d, BatchNorm2d
 
 
 @dataclass(frozen=True)
 class Row:
-    """One module of Fig. 5: the widths of its four branches; `projection` 0 is "pass through", at stride 2."""
+    """One module of Fig. 5: the widths of its four branches. A `projection` of 0 is "pass through", at stride 2."""
 
     name: str
     one: int
@@ -34,43 +34,43 @@ TABLE = (
     Row("3c", 0, 128, 160, 64, 96, "max", 0),
     Row("4a", 224, 64, 96, 96, 128, "avg", 128),
     Row("4b", 192, 96, 128, 96, 128, "avg", 128),
-    Row("4c", 160, 128, 160, 128, 160, "avg", 96),  # the paper prints 128, which does not add up to its 576
-    Row("4d", 96, 128, 192, 160, 192, "avg", 96),  # likewise
+    Row("4c", 160, 128, 160, 128, 160, "avg", 96),  # The paper prints 128, which does not add up to its 576.
+    Row("4d", 96, 128, 192, 160, 192, "avg", 96),  # The same.
     Row("4e", 0, 128, 192, 192, 256, "max", 0),
     Row("5a", 352, 192, 320, 160, 224, "avg", 128),
     Row("5b", 352, 192, 320, 192, 224, "max", 128),
 )
 MODULES = tuple(row.name for row in TABLE)
-SMALL = ("3c", "4a", "4e", "5b")  # for small images: a module a resolution, and both reductions
+SMALL = ("3c", "4a", "4e", "5b")  # For small images: one module a resolution, and both reductions.
 STEM = (64, 64, 192)
 DEPTH_MULTIPLIER = 8
-LRN = {"size": 5, "alpha": 1e-4, "beta": 0.75, "k": 1.0}  # GoogLeNet names no values; these are its Caffe release's
+LRN = {"size": 5, "alpha": 1e-4, "beta": 0.75, "k": 1.0}  # From GoogLeNet's Caffe release. The paper states none.
 
 
 class Inception(nn.Module):
     """The network of Fig. 5: (N, channels, H, W) -> logits (N, classes).
 
-    z = g(Wu + b), or with `batch_norm` z = g(BN(Wu)), in every convolution (Sec. 3.2). The printed table contradicts
-    itself at 4c and 4d; of the two public readings this is the one that fits every stated output size: 11,188,288
-    parameters with BN at full size. (No reading has the 13.6 million that the paper states.)
+    Every convolution computes z = g(Wu + b), or with `batch_norm` z = g(BN(Wu)) (Sec. 3.2). The printed table
+    contradicts itself at 4c and 4d. This is the reading that fits every stated output size: 11,188,288 parameters with
+    BN at full size. (No reading has the 13.6 million parameters that the paper states.)
 
     Arguments:
-        classes: size of the classifier.
-        batch_norm: BN before every nonlinearity; the convolutions then have no bias.
+        classes: number of classes.
+        batch_norm: put BN before every nonlinearity. The convolutions then have no bias.
         activation: "relu" or "sigmoid".
         lrn: local response normalization after the first pool and before the second, as in GoogLeNet.
-        dropout: probability, before the classifier.
-        init_scale: factor on the initial weights of the convolutions (Gaussian, variance 2 / fan-in at 1).
-        per_activation: modules whose BN is not shared by the locations of a map (Sec. 4.2.3's "non-convolutional"):
-            a gamma and beta per activation; the network then takes images of `size` alone.
-        channels: of the images.
-        size: of the images, for which the stem is made: at 64 and above the 7x7/2 and both pools of Fig. 5; below, a
-            3x3 convolution at full resolution, for images of 28x28 or 32x32.
+        dropout: probability of Dropout before the classifier.
+        init_scale: factor on the convolutions' initial weights, which are Gaussian with variance 2 / fan-in at 1.
+        per_activation: modules whose BN has a gamma and beta per activation, not per feature map (Sec. 4.2.3's
+            "non-convolutional"). The network then takes images of `size` alone.
+        channels: channels of the images.
+        size: side of the images. At 64 and above the stem is Fig. 5's 7x7/2 convolution with both pools. Below, for
+            images of 28x28 or 32x32, it is one 3x3 convolution at full resolution.
         width: factor on every number of feature maps.
-        modules: which rows of Fig. 5, in order.
+        modules: rows of Fig. 5, in order.
 
     Raises:
-        BatchNormError: an unknown module or activation; a width that leaves a layer without maps.
+        BatchNormError: A module or activation is unknown, or the width leaves a layer without feature maps.
     """
 
     def __init__(
@@ -101,9 +101,10 @@ class Inception(nn.Module):
             maps, size = module.maps, module.size(size)
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(maps, classes)
-        _initialise(self, init_scale)
+        _initialize(self, init_scale)
 
     def forward(self, images: Tensor) -> Tensor:
+        """Return logits (N, classes)."""
         x = self.stem(images)
         for module in self.inception.values():
             x = module(x)
@@ -111,12 +112,12 @@ class Inception(nn.Module):
 
 
 class Module(nn.Module):
-    """One row of the table: four branches, concatenated; at stride 2 there is no 1x1 and the pool passes through."""
+    """One row of the table: four concatenated branches. At stride 2 there is no 1x1, and the pool passes through."""
 
     def __init__(self, inputs: int, row: Row, block: _Block) -> None:
         super().__init__()
         self.stride = 1 if row.projection else 2
-        # The last convolutions of the branches see the reduced map, the others the map that comes in.
+        # The branches' last convolutions put out the reduced map, the others a map of the input's size.
         reduced = block.at_stride(self.stride)
         branches: list[nn.Module] = [
             nn.Sequential(block(inputs, row.three_reduce, 1), reduced(row.three_reduce, row.three, 3, self.stride)),
@@ -135,27 +136,29 @@ class Module(nn.Module):
         self.maps = row.one + row.three + row.double + (row.projection or inputs)
 
     def size(self, size: int) -> int:
-        """Side of the output maps for input maps of side `size`."""
+        """Return the side of the output maps, for input maps of side `size`."""
         return -(-size // self.stride)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Concatenate the branches: (N, inputs, H, W) -> (N, maps, H', W')."""
         return torch.cat([branch(x) for branch in self.branches], 1)
 
 
 class PerActivation(nn.Module):
-    """BN with a gamma and beta per activation, not per feature map: (N, C, H, W), each of C*H*W over N (Sec. 3.1)."""
+    """BN with a gamma and beta per activation, not per feature map: it normalizes each of C*H*W over N (Sec. 3.1)."""
 
     def __init__(self, maps: int, side: int, activation: Activation) -> None:
         super().__init__()
         self.norm = BatchNorm1d(maps * side**2, activation=activation)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Normalize (N, C, H, W)."""
         return self.norm(x.flatten(1)).view(x.shape)
 
 
 @dataclass(frozen=True)
 class _Block:
-    """Makes convolution, BN if there is any, nonlinearity; BN is per activation where the map's `side` is given."""
+    """Makes blocks of a convolution, BN if asked for, and the nonlinearity. With a `side`, BN is per activation."""
 
     batch_norm: bool
     activation: Activation
@@ -178,13 +181,13 @@ class _Block:
 
 
 def _stem(block: _Block, channels: int, size: int, width: float, lrn: bool) -> tuple[nn.Sequential, int, int]:
-    """What stands before 3a, the maps it puts out, and their side."""
+    """Return the layers before 3a, the number of maps that they put out, and the side of the maps."""
     first, reduce, second = (_scaled(maps, width) for maps in STEM)
     if size < 64:
         return block(channels, second, 3), second, size
     between = DEPTH_MULTIPLIER * channels
     layers = [
-        nn.Conv2d(channels, between, 7, 2, 3, groups=channels, bias=False),  # separable: by channel, then 1x1
+        nn.Conv2d(channels, between, 7, 2, 3, groups=channels, bias=False),  # Separable: by channel, then 1x1.
         block(between, first, 1),
         nn.MaxPool2d(3, 2, padding=1),
         *([nn.LocalResponseNorm(**LRN)] if lrn else []),
@@ -222,8 +225,8 @@ def _check_known(what: str, given: tuple[str, ...], known: tuple[str, ...]) -> N
             raise BatchNormError(f"{what}: {name!r} is not one of {', '.join(known)}")
 
 
-def _initialise(network: nn.Module, scale: float) -> None:
-    """Gaussian weights that keep the variance of a ReLU network; biases 0. The paper names no distribution."""
+def _initialize(network: nn.Module, scale: float) -> None:
+    """Draw Gaussian weights that keep the variance in a ReLU network; set biases to 0. The paper states neither."""
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
             gain = scale * 2**0.5 if isinstance(layer, nn.Conv2d) else 1.0

@@ -1,25 +1,26 @@
-"""Sec. 4.2.1 to 4.2.3: the networks of the comparison and of the ensemble, each a delta on the one before."""
+"""The variants of Sec. 4.2.1 to 4.2.3: the comparison and the ensemble, each a change of the one before."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from ...functional import Activation
+from ...kernels.activation import Activation
 from ..images.strength import Strength
 from .recipe import accelerate
 
-# What the paper leaves open, and where each value is from.
-SGD_MOMENTUM = 0.9  # Going deeper with convolutions (Szegedy et al., 2014), Sec. 6
-DECAY = 0.96  # the same: down by 4 % every 8 epochs
+# Values that the paper does not state, and their sources. GoogLeNet is Going deeper with convolutions (Szegedy et al.,
+# 2014).
+SGD_MOMENTUM = 0.9  # GoogLeNet, Sec. 6
+DECAY = 0.96  # GoogLeNet, Sec. 6: down by 4 % every 8 epochs
 DECAY_EVERY = 8.0
-DROPOUT = 0.4  # the same, Sec. 5, before the classifier
-WEIGHT_DECAY = 2e-4  # GoogLeNet's release for Caffe; neither paper names one
-LARGER_WEIGHTS = 1.5  # Sec. 4.2.3 has larger initial weights in the convolutions, and names no factor
+DROPOUT = 0.4  # GoogLeNet, Sec. 5, before the classifier
+WEIGHT_DECAY = 2e-4  # GoogLeNet's release for Caffe. Neither paper states one.
+LARGER_WEIGHTS = 1.5  # Ours. Sec. 4.2.3 has larger initial weights in the convolutions, without a factor.
 
 
 @dataclass(frozen=True)
 class Variant:
-    """What decides a network and its training, beside the data and the number of steps."""
+    """The settings of a network and its training that the paper varies."""
 
     name: str
     lr: float
@@ -33,7 +34,7 @@ class Variant:
     distortion: Strength = "strong"
     init_scale: float = 1.0
     per_activation: tuple[str, ...] = ()
-    steps: int = 31_000_000  # what the plain network needs for its best accuracy (Fig. 3)
+    steps: int = 31_000_000  # to the plain network's best accuracy (Fig. 3)
 
 
 INCEPTION = Variant("inception", lr=0.0015)
@@ -44,13 +45,13 @@ BN_X5 = replace(accelerate(BN_BASELINE, times=5), name="bn-x5", steps=6_000_000)
 BN_X30 = replace(BN_X5, name="bn-x30", lr=30 * INCEPTION.lr)
 BN_X5_SIGMOID = replace(BN_X5, name="bn-x5-sigmoid", activation="sigmoid")
 
-# What the paper tried without BN: the higher rate, and the sigmoid.
+# The paper's trials without BN: the higher learning rate, and the sigmoid.
 INCEPTION_X5 = replace(INCEPTION, name="inception-x5", lr=5 * INCEPTION.lr)
 INCEPTION_SIGMOID = replace(INCEPTION, name="inception-sigmoid", activation="sigmoid")
 
 VARIANTS = (INCEPTION, BN_BASELINE, BN_X5, BN_X30, BN_X5_SIGMOID, INCEPTION_X5, INCEPTION_SIGMOID)
 
-# Sec. 4.2.3: six networks on BN-x30, changed by "some of" three things; which by which, the paper does not say.
+# Sec. 4.2.3: six networks based on BN-x30, each with "some of" three changes. The paper does not say which has which.
 LARGER = replace(BN_X30, init_scale=LARGER_WEIGHTS)
 ENSEMBLE = (
     replace(LARGER, name="ensemble-1"),
@@ -65,7 +66,7 @@ BY_NAME = {variant.name: variant for variant in VARIANTS + ENSEMBLE}
 
 
 def rescaled(variant: Variant, lr: float, decay_every: float) -> Variant:
-    """`variant` as it stands to an Inception with this learning rate and decay, in place of the paper's."""
+    """Return the variant for a plain Inception with this learning rate and decay. Keep the paper's ratios to it."""
     return replace(
         variant,
         lr=variant.lr * (lr / INCEPTION.lr),
@@ -74,5 +75,5 @@ def rescaled(variant: Variant, lr: float, decay_every: float) -> Variant:
 
 
 def learning_rate(variant: Variant, epoch: float) -> float:
-    """The rate after `epoch` epochs (of the whole training set): down by 4 % at once, every `decay_every`."""
-    return variant.lr * DECAY ** int(epoch / variant.decay_every + 1e-9)  # 4 / (8 / 6) is a hair under 3
+    """Return the learning rate after `epoch` epochs of the whole training set: 4 % less after each `decay_every`."""
+    return variant.lr * DECAY ** int(epoch / variant.decay_every + 1e-9)  # 4 / (8 / 6) rounds to just below 3.

@@ -1,4 +1,4 @@
-"""What is measured of a network: accuracy, top-1 and top-5, and the spread of one sigmoid's input."""
+"""Measure a network of Sec. 4.1: its accuracy, and the spread of one sigmoid's input."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..training.rows import Row
-
-PERCENTILES = (15, 50, 85)
+from .records import PERCENTILES
 
 
 def measure(model: nn.Sequential, images: Tensor, labels: Tensor, unit: int) -> Row:
@@ -23,14 +22,3 @@ def measure(model: nn.Sequential, images: Tensor, labels: Tensor, unit: int) -> 
     spread = torch.quantile(sigmoid_input[:, unit], levels).tolist()
     accuracy = (predicted == labels).sum().item() / len(labels)
     return {"test_accuracy": accuracy} | {f"p{p}": value for p, value in zip(PERCENTILES, spread, strict=True)}
-
-
-def count_hits(scores: Tensor, labels: Tensor) -> Tensor:
-    """(top-1, top-5, images), float64, of scores (N, classes) and labels (N,)."""
-    hits = scores.topk(min(5, scores.shape[1])).indices == labels[:, None]
-    return torch.tensor([hits[:, 0].sum().item(), hits.sum().item(), len(labels)], dtype=torch.float64)
-
-
-def steps_to(rows: list[Row], arm: str, accuracy: float) -> int | None:
-    """The first recorded step at which `arm` has reached `accuracy`, or None."""
-    return next((row["step"] for row in rows if row["arm"] == arm and row["test_accuracy"] >= accuracy), None)
