@@ -268,7 +268,7 @@ def joined_twice(layers, x):
 
 
 CONV, NORM = nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4)
-LEFT = {
+AFFINE = {
     "zero padding after it": (
         nn.Sequential(nn.ReLU(), copy.deepcopy(NORM), nn.Conv2d(4, 6, 3, padding=1)),
         "another constant than zero at its border",
@@ -311,12 +311,12 @@ LEFT = {
 }
 
 
-@pytest.mark.parametrize("case", LEFT)
-def test_what_cannot_be_folded_is_left_as_one_affine_map(case):
-    model, reason = LEFT[case]
+@pytest.mark.parametrize("case", AFFINE)
+def test_what_cannot_be_folded_becomes_one_affine_map(case):
+    model, reason = AFFINE[case]
     model, x = randomized(model), torch.randn(IMAGE)
     result = bn.fold(model, x)
-    assert {row.outcome for row in result.rows} == {"left"}, result
+    assert {row.outcome for row in result.rows} == {"affine"}, result
     assert reason in result.rows[0].reason, result
     assert not norms(result.model)
     assert not [name for name in result.model.state_dict() if "running" in name or "tracked" in name]
@@ -336,7 +336,7 @@ def test_max_pooling_is_passed_where_every_gamma_is_positive():
 def test_a_batch_norm_without_running_statistics_is_kept():
     model = nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4, track_running_stats=False)).eval()
     result = bn.fold(model, torch.randn(IMAGE))
-    assert (result.rows[0].outcome, result.rows[0].reason) == ("kept", "normalises by its own batch")
+    assert (result.rows[0].outcome, result.rows[0].reason) == ("kept", "normalizes by its own batch")
 
 
 class Standardized(nn.Conv2d):
@@ -367,7 +367,7 @@ def test_a_convolution_that_standardises_its_weight_folds_into_what_it_computes(
     assert error(model, result.model, x) < ROUNDED
 
 
-@pytest.mark.parametrize(("power", "outcome"), [(1, "folded"), (2, "left")])
+@pytest.mark.parametrize(("power", "outcome"), [(1, "folded"), (2, "affine")])
 def test_an_untraceable_subclass_is_believed_only_if_it_is_affine_in_its_weight(power, outcome):
     model, x = randomized(nn.Sequential(Opaque(4, 6, 3, power=power), nn.BatchNorm2d(6))), torch.randn(IMAGE)
     result = bn.fold(model, x)
@@ -379,7 +379,7 @@ def test_a_hook_between_the_two_keeps_them_apart():
     model, x = randomized(nn.Sequential(nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6))), torch.randn(IMAGE)
     model[0].register_forward_hook(lambda _, __, output: output.relu())
     result = bn.fold(model, x)
-    assert result.rows[0].outcome == "left", result
+    assert result.rows[0].outcome == "affine", result
     assert error(model, result.model, x) < ROUNDED
 
 
@@ -596,8 +596,8 @@ def test_the_result_prints_as_a_table():
     model = randomized(nn.Sequential(nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.BatchNorm2d(6), nn.ReLU()))
     lines = str(bn.fold(model, torch.randn(IMAGE))).splitlines()
     assert lines[2].split() == ["1", "folded", "0"]
-    assert lines[3].split()[:4] == ["3", "left", "it", "follows"]
-    assert lines[4].startswith("1 of 2 folded; relative error ")
+    assert lines[3].split()[:4] == ["3", "affine", "it", "follows"]
+    assert lines[4].startswith("1 folded, 1 affine, 0 kept; relative error ")
 
 
 def test_the_code_of_the_docs_runs_and_prints_what_they_say(capsys):
@@ -607,7 +607,7 @@ def test_the_code_of_the_docs_runs_and_prints_what_they_say(capsys):
     exec(code.replace("print(result)", ""), names)
     assert str(names["result"]).splitlines()[:-1] == printed.splitlines()[:-1]  # the last line has the errors
     exec(fuse, names)
-    assert "1 of 1 fused" in capsys.readouterr().out
+    assert "1 fused, 0 swapped, 0 kept" in capsys.readouterr().out
 
 
 # Random small networks

@@ -152,16 +152,16 @@ def hooked(register):
         (hooked("register_full_backward_pre_hook"), "it has hooks"),
     ],
 )
-def test_what_is_left_has_its_reason(layer, reason):
+def test_what_is_kept_has_its_reason(layer, reason):
     model, x = nn.Sequential(layer, nn.ReLU()).eval(), torch.randn(IMAGE)
     result = bn.fuse(model, x)
-    assert [(row.activation, row.swapped) for row in result.rows] == [(None, False)], result
+    assert [(row.activation, row.outcome) for row in result.rows] == [(None, "kept")], result
     assert reason in result.rows[0].reason
     assert type(result.model.get_submodule("0")) is type(layer)
     close(result.model(x), model(x))
 
 
-ALONE = {
+SWAPPED = {
     "before an addition": (lambda layers, x: F.relu(layers["norm"](x) + x), "add follows it"),
     "last": (lambda layers, x: layers["norm"](x), "output follows it"),
     "read twice": (lambda layers, x: (lambda y: F.relu(y) + y)(layers["norm"](x)), "used more than once"),
@@ -170,18 +170,18 @@ ALONE = {
 }
 
 
-@pytest.mark.parametrize("case", ALONE)
+@pytest.mark.parametrize("case", SWAPPED)
 @pytest.mark.parametrize(
     "norm", [nn.BatchNorm2d(3, momentum=None), bn.BatchNorm2d(3), BatchNormAct(3, nn.Identity())], ids=lambda n: type(n)
 )
-def test_a_batch_norm_without_an_activation_becomes_the_layer_alone(case, norm):
-    forward, reason = ALONE[case]
+def test_a_batch_norm_without_an_activation_is_swapped(case, norm):
+    forward, reason = SWAPPED[case]
     torch.manual_seed(0)
     model = Call(lambda layers, x: forward(layers, layers["conv"](x)), conv=nn.Conv2d(3, 3, 1), norm=norm)
     x = torch.randn(IMAGE)
     result = bn.fuse(model, x)
     (row,) = result.rows
-    assert (row.activation, row.swapped) == (None, True)
+    assert (row.activation, row.outcome) == (None, "swapped")
     assert ("BatchNormAct adds no activation" if isinstance(norm, BatchNormAct) else reason) in row.reason
     layer = result.model.get_submodule("layers.norm")
     assert type(layer) is bn.BatchNorm2d
@@ -196,7 +196,7 @@ def test_a_batch_norm_without_an_activation_becomes_the_layer_alone(case, norm):
 def test_half_of_a_residual_network_is_fused_and_the_rest_alone():
     model = pytest.importorskip("torchvision").models.resnet18(weights=None)
     result = bn.fuse(model, torch.randn(1, 3, 64, 64))
-    assert str(result).endswith("\n9 of 20 fused, 11 alone, 0 left")
+    assert str(result).endswith("\n9 fused, 11 swapped, 0 kept")
     norms = [layer for layer in result.model.modules() if isinstance(layer, nn.BatchNorm2d)]
     assert [type(layer) for layer in norms] == [bn.BatchNorm2d] * 20
 
@@ -281,10 +281,10 @@ def test_a_fused_network_folds():
 def test_the_result_prints_as_a_table():
     model = nn.Sequential(nn.BatchNorm2d(3), nn.ReLU(), nn.BatchNorm2d(3), nn.Tanh(), nn.SyncBatchNorm(3)).eval()
     lines = str(bn.fuse(model, torch.randn(IMAGE))).splitlines()
-    assert lines[2].split() == ["0", "relu"]
-    assert lines[3].split() == ["2", "alone", "Tanh", "follows", "it"]
-    assert lines[4].split() == ["4", "left", "SyncBatchNorm", "has", "no", "fused", "counterpart"]
-    assert lines[5] == "1 of 3 fused, 1 alone, 1 left"
+    assert lines[2].split() == ["0", "fused", "relu"]
+    assert lines[3].split() == ["2", "swapped", "Tanh", "follows", "it"]
+    assert lines[4].split() == ["4", "kept", "SyncBatchNorm", "has", "no", "fused", "counterpart"]
+    assert lines[5] == "1 fused, 1 swapped, 1 kept"
 
 
 BLOCKS = st.lists(

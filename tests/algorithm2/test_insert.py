@@ -30,12 +30,12 @@ def assert_close(got, wanted, tolerance=1e-5):
     torch.testing.assert_close(got.double(), wanted.double(), rtol=tolerance, atol=tolerance)
 
 
-def rows(result, action="inserted"):
-    return [row.place for row in result.rows if row.action == action]
+def rows(result, outcome="inserted"):
+    return [row.name for row in result.rows if row.outcome == outcome]
 
 
 def biases(result):
-    return {row.place: row.bias for row in result.rows if row.action == "inserted"}
+    return {row.name: row.bias for row in result.rows if row.outcome == "inserted"}
 
 
 class Model(nn.Module):
@@ -180,7 +180,7 @@ def test_a_shared_layer_keeps_its_bias_where_one_call_has_no_batch_norm():
     result = bn.insert(model, x)
     assert_close(result.model(x), model.fc(normalized(model.fc(x)).relu().float()))
     assert biases(result) == {"fc": "kept"}
-    assert "also called where no BN follows" in result.rows[0].note
+    assert "also called where no BN follows" in result.rows[0].reason
 
 
 def test_a_shared_nonlinearity():
@@ -212,12 +212,12 @@ def test_a_bias_that_batch_norm_might_not_cancel_is_kept():
     result = bn.insert(model, x)
     assert_close(result.model(x), normalized(model[0](x)).relu())
     assert biases(result) == {"0": "kept"}
-    assert "a forward, hooks or a parametrization of its own" in result.rows[0].note
+    assert "a forward, hooks or a parametrization of its own" in result.rows[0].reason
 
 
 def test_a_subclass_is_seen_as_what_it_does():
     result = bn.insert(nn.Sequential(Scaled(4, 4), nn.ReLU()), randn(16, 4))
-    assert [row.note for row in result.rows] == ["not fed by an affine layer, but by mul"]
+    assert [row.reason for row in result.rows] == ["not fed by an affine layer, but by mul"]
 
 
 def test_a_bias_that_is_used_by_itself_is_kept():
@@ -296,7 +296,7 @@ def test_the_places_of_a_network():
 def test_the_model_given_is_not_changed(training):
     model = Net().train(training)
     before, text = copy.deepcopy(model.state_dict()), str(model)
-    result = bn.insert(model, IMAGES, remove=("dropout", "lrn"), keep_function=[IMAGES]).model
+    result = bn.insert(model, IMAGES, remove=("dropout", "lrn"), batches=[IMAGES]).model
     assert str(model) == text
     assert all(module.training == training for module in [*model.modules(), *result.modules()])
     assert list(model.state_dict()) == list(before)
@@ -414,7 +414,7 @@ def test_unknown_kind_to_remove_is_named():
 def test_where(where, places):
     result = bn.insert(Net(), IMAGES, where=where)
     assert rows(result) == places
-    left_out = [row.place for row in result.rows if row.note == "left out by where"]
+    left_out = [row.name for row in result.rows if row.reason == "left out by where"]
     assert sorted(places + left_out) == PLACES
     assert [name for name in PLACES if result.model.get_submodule(name).bias is None] == places
 
@@ -424,7 +424,7 @@ def test_a_name_that_holds_no_place_is_an_error():
         bn.insert(Net(), IMAGES, where=["head", "feature"])
 
 
-# --- keep_function ---
+# --- batches ---
 
 
 def data(n=3):
@@ -432,9 +432,9 @@ def data(n=3):
 
 
 @pytest.mark.parametrize("remove", [(), "dropout"])
-def test_keep_function_computes_what_the_network_did(remove):
+def test_with_batches_it_computes_what_the_network_did(remove):
     model = Net().eval()
-    result = bn.insert(model, IMAGES, remove=remove, keep_function=data())
+    result = bn.insert(model, IMAGES, remove=remove, batches=data())
     for x in [*data(5), IMAGES]:
         assert_close(result.model(x), model(x))
     with torch.no_grad():  # as it is measured: another kernel computes where gradients are wanted, and rounds otherwise
@@ -442,10 +442,10 @@ def test_keep_function_computes_what_the_network_did(remove):
     assert result.max_error == pytest.approx(difference.item())
 
 
-def test_keep_function_starts_at_the_measured_moments():
+def test_gamma_and_beta_start_at_the_measured_moments():
     model = Net().eval()
     batches = data()
-    result = bn.insert(model, IMAGES, keep_function=batches).model
+    result = bn.insert(model, IMAGES, batches=batches).model
     z = model.features[0](torch.cat(batches)).detach().double()
     mean, var = z.mean((0, 2, 3)), z.var((0, 2, 3))
     norm = result.get_submodule("features.0_bn")
@@ -457,29 +457,29 @@ def test_keep_function_starts_at_the_measured_moments():
 
 def test_deeper_layers_are_measured_in_the_network_as_it_was():
     model, x = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3), nn.Tanh()).double(), randn(64, 4).double()
-    norm = bn.insert(model, x, keep_function=[x]).model.get_submodule("2_bn")
+    norm = bn.insert(model, x, batches=[x]).model.get_submodule("2_bn")
     z = model[2](model[1](model[0](x)))
     assert_close(norm.bias, z.mean(0), 1e-12)
     assert_close(norm.running_var, z.var(0), 1e-12)
 
 
-def test_keep_function_takes_a_data_loader_of_inputs_and_targets():
+def test_batches_may_be_a_data_loader_of_inputs_and_targets():
     model = Net().train()
     loader = torch.utils.data.DataLoader(
         torch.utils.data.TensorDataset(torch.cat(data()), torch.zeros(24)), batch_size=10
     )
-    result = bn.insert(model, IMAGES, keep_function=loader).model
+    result = bn.insert(model, IMAGES, batches=loader).model
     assert_close(result.eval()(IMAGES), model.eval()(IMAGES))
 
 
-def test_keep_function_of_layers_called_twice_functions_and_kept_biases():
+def test_batches_with_layers_called_twice_functions_and_kept_biases():
     def forward(m, x):
         shared = m.fc(m.fc(x).relu()).sigmoid() + m.fc(x + 1)
         return F.linear(shared, m.out.weight, m.out.bias).tanh() + m.scaled(x).relu()
 
     model = Model(forward, fc=lambda: nn.Linear(4, 4), out=lambda: nn.Linear(4, 4), scaled=with_hook).eval()
     x = randn(32, 4)
-    result = bn.insert(model, x, keep_function=[x, 2 * x])
+    result = bn.insert(model, x, batches=[x, 2 * x])
     assert [row.bias for row in result.rows] == ["kept", "kept", "dropped", "kept"]
     assert_close(result.model(3 * x), model(3 * x))
 
@@ -487,26 +487,26 @@ def test_keep_function_of_layers_called_twice_functions_and_kept_biases():
 def test_a_network_that_writes_into_its_input_does_not_write_into_the_example():
     model = Model(lambda m, x: m.fc(x.mul_(2)).relu(), fc=lambda: nn.Linear(4, 4)).eval()
     x = randn(16, 4)
-    result = bn.insert(model, x, keep_function=[x.clone()])
+    result = bn.insert(model, x, batches=[x.clone()])
     assert torch.equal(x, randn(16, 4))
     assert result.max_error is not None
     assert result.max_error < 1e-6
 
 
-def test_keep_function_of_a_dead_channel():
+def test_batches_with_a_dead_channel():
     model = nn.Sequential(nn.Linear(4, 3), nn.ReLU()).eval()
     nn.init.zeros_(model.get_parameter("0.weight").detach()[1])
     x = randn(16, 4)
-    assert_close(bn.insert(model, x, keep_function=[x]).model(5 * x), model(5 * x))
+    assert_close(bn.insert(model, x, batches=[x]).model(5 * x), model(5 * x))
 
 
 @pytest.mark.parametrize(
     ("batches", "message"),
     [
-        ([], "'features.0' less than two values per channel"),
+        ([], "'features.0' fewer than two values per channel"),
         (IMAGES, r"an iterable of batches; got one Tensor. Give \[batch\]"),
         ([IMAGES, IMAGES * float("nan")], "'features.0' values that are not finite"),
-        ([IMAGES[:1]], "'head.0' less than two values per channel"),
+        ([IMAGES[:1]], "'head.0' fewer than two values per channel"),
         (
             [IMAGES, IMAGES.expand(-1, 2, -1, -1)],
             r"Net does not run on a batch of \(8, 2, 8, 8\) torch.float32 on cpu: .*channels",
@@ -517,7 +517,7 @@ def test_keep_function_of_a_dead_channel():
 )
 def test_batches_to_measure_that_do_not_do(batches, message):
     with pytest.raises(bn.BatchNormError, match=message):
-        bn.insert(Net(), IMAGES, keep_function=batches)
+        bn.insert(Net(), IMAGES, batches=batches)
 
 
 # --- reasons ---
@@ -540,30 +540,30 @@ class Skips(nn.Module):
 
 def test_what_is_skipped_says_why():
     result = bn.insert(Skips(), IMAGES)
-    assert {row.place: row.note for row in result.rows} == {
+    assert {row.name: row.reason for row in result.rows} == {
         "relu": "not fed by an affine layer, but by batch normalization 'norm'",
         "relu_1": "not fed by an affine layer, but by max_pool2d",
-        "attention": "TransformerEncoderLayer is not looked into",
+        "attention": "the layers inside TransformerEncoderLayer are not traced",
         "fc": "its output (4,) has no batch axis",
     }
-    assert {row.action for row in result.rows} == {"skipped"}
+    assert {row.outcome for row in result.rows} == {"skipped"}
 
 
 def test_a_weight_that_is_computed_is_skipped():
     model = Model(lambda m, x: F.linear(x, m.fc(x)).relu(), fc=lambda: nn.Linear(4, 4))
     result = bn.insert(model, randn(8, 4))
-    assert [row.note for row in result.rows] == ["its weight is computed from the network's input"]
+    assert [row.reason for row in result.rows] == ["its weight is computed from the network's input"]
 
 
 def test_the_result_prints_as_a_table():
-    result = bn.insert(Net(), IMAGES, where="head", remove="lrn", keep_function=data())
-    lines = [line.split() for line in str(result).splitlines()]
-    assert lines[0] == ["place", "action", "layer", "bias", "note"]
-    assert lines[2] == ["features.2", "removed"]
-    assert lines[3] == ["features.0", "skipped", "left", "out", "by", "where"]
-    assert lines[5] == ["head.0", "inserted", "head.0_bn", "dropped", "before", "head.1"]
-    assert lines[6] == ["1", "inserted"]
-    assert lines[7][:3] == ["largest", "relative", "error:"]
+    result = bn.insert(Net(), IMAGES, where="head", remove="lrn", batches=data())
+    lines = str(result).splitlines()
+    assert lines[0].split() == ["name", "outcome", "layer", "bias", "reason"]
+    assert lines[2].split() == ["features.2", "removed"]
+    assert lines[3].split() == ["features.0", "skipped", "left", "out", "by", "where"]
+    assert lines[5].split() == ["head.0", "inserted", "head.0_bn", "dropped", "before", "head.1"]
+    assert lines[6] == "1 inserted, 1 removed, 2 skipped"
+    assert lines[7].startswith("largest relative error: ")
 
 
 def test_a_network_that_cannot_be_traced_is_an_error():
@@ -575,9 +575,9 @@ def test_a_network_that_cannot_be_traced_is_an_error():
 @pytest.mark.parametrize(
     ("layers", "summary"),
     [
-        ([nn.Conv2d(3, 3, 1)], "0 inserted: the network has no nonlinearity"),
-        ([nn.ReLU()] * 5, "0 inserted: 0: not fed by an affine layer, but by the network's input"),
-        ([nn.Conv2d(3, 3, 1), nn.ReLU()], "1 inserted"),
+        ([nn.Conv2d(3, 3, 1)], "0 inserted, 0 removed, 0 skipped: the network has no nonlinearity"),
+        ([nn.ReLU()] * 5, "0 inserted, 0 removed, 5 skipped: 0: not fed by an affine layer, but by the network's input"),
+        ([nn.Conv2d(3, 3, 1), nn.ReLU()], "1 inserted, 0 removed, 0 skipped"),
     ],
 )
 def test_the_summary_counts_and_says_why_nothing_was_inserted(layers, summary):

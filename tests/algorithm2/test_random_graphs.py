@@ -126,7 +126,7 @@ def check_fuse(seed):
 def check_insert(seed):
     network, x = networks(seed)
     with ends_within(SECONDS, f"insert of graph {seed}"):
-        inserted = bn.insert(network, x, keep_function=[x]).model
+        inserted = bn.insert(network, x, batches=[x]).model
     assert_same(inserted(x), network(x), seed)
 
 

@@ -93,9 +93,9 @@ def assert_equal(got, wanted):
 
 @quick
 @given(networks)
-def test_insert_with_keep_function_equals_the_old_network(network):
+def test_insert_with_batches_equals_the_old_network(network):
     network = with_random_statistics(network.double().eval())
-    result = bn.insert(network, images(0), keep_function=[images(1), images(2, n=3)]).model
+    result = bn.insert(network, images(0), batches=[images(1), images(2, n=3)]).model
     assert_equal(result(images(3, n=5)), network(images(3, n=5)))
 
 

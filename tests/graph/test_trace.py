@@ -170,9 +170,9 @@ def test_sizes_of_the_example_decide_in_a_graph_that_trains(size):
 @pytest.mark.parametrize(
     ("condition", "reason"),
     [
-        (lambda y: y.sum() > 0, r"its way depends on values \(it is a tensor\)"),
-        (lambda y: y.sum().item() > 0, r"its way depends on values \(.*meta tensors"),
-        (lambda y: y.shape[0] == 2, "one thing in training and another in eval|another thing in training than in eval"),
+        (lambda y: y.sum() > 0, r"its control flow depends on values \(it is a tensor\)"),
+        (lambda y: y.sum().item() > 0, r"its control flow depends on values \(.*meta tensors"),
+        (lambda y: y.shape[0] == 2, "one thing in training and another in eval|another structure in training than in eval"),
     ],
     ids=["tensor", "number", "batch"],
 )

@@ -1,10 +1,10 @@
-"""Algorithm 2, line 11, and beyond: batch normalization composed into its neighbours or left as one affine map."""
+"""Fold batch normalization into its neighbors for inference (Algorithm 2, line 11, and beyond)."""
 
 from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx, nn
@@ -12,21 +12,40 @@ from torch.utils import _pytree as pytree
 
 from ..errors import BatchNormError
 from ..graph.compare import Call, copied, doubled, largest_error, run
-from ..graph.trace import example_args, trace
-from .folding.placement import Composer, FoldRow
-from .results import format_table
+from ..graph.trace import trace
+from .folding.placement import Composer
+from .results import count, format_table
+
+FoldOutcome = Literal["folded", "affine", "kept"]
+
+
+@dataclass(frozen=True)
+class FoldRow:
+    """Tell what became of one call of a batch normalization.
+
+    Arguments:
+        name: The name of the layer, or of the call of `F.batch_norm`.
+        outcome: "folded" into neighbors; "affine" if it is one multiply-add now; "kept" if it is as it was.
+        reason: Why it is not folded, or "".
+        into: The names of the neighbors that took its map in.
+    """
+
+    name: str
+    outcome: FoldOutcome
+    reason: str = ""
+    into: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class FoldResult:
-    """A network without batch normalization, what became of each, and the error that was measured.
+    """The folded network, what became of each batch normalization, and the measured error. Prints as a table.
 
     Arguments:
-        model: the folded network, in eval mode.
-        rows: one per call of a batch normalization, in the order in which they run.
-        max_error: the larger of the errors below.
-        errors: by precision, the largest difference from the given network on the example inputs, relative to the
-            largest output. "float64" runs both networks in double; it is missing if they do not run in double.
+        model: The folded network, in eval mode.
+        rows: One row per call of a batch normalization, in the order of the calls.
+        max_error: The largest of `errors`.
+        errors: The largest difference from the given network on the example inputs, relative to the largest output,
+            by precision. "float64" runs both networks in double; it is missing if they do not run in double.
     """
 
     model: fx.GraphModule
@@ -36,50 +55,69 @@ class FoldResult:
 
     @property
     def folded(self) -> int:
-        """How many batch normalizations are gone."""
-        return sum(row.outcome == "folded" for row in self.rows)
+        """Return how many batch normalizations were folded into neighbors."""
+        return count(self.rows, "folded")
+
+    @property
+    def affine(self) -> int:
+        """Return how many batch normalizations are one multiply-add now."""
+        return count(self.rows, "affine")
+
+    @property
+    def kept(self) -> int:
+        """Return how many batch normalizations are as they were."""
+        return count(self.rows, "kept")
 
     def __str__(self) -> str:
-        cells = [(row.name, row.outcome, ", ".join(row.into) or row.reason) for row in self.rows]
-        table = format_table(("batch normalization", "outcome", "into, or why not"), cells)
+        cells = [(row.name, row.outcome, ", ".join(row.into), row.reason) for row in self.rows]
+        table = format_table(("name", "outcome", "into", "reason"), cells)
         errors = ", ".join(f"{error:.1e} in {precision}" for precision, error in self.errors.items())
-        return f"{table}\n{self.folded} of {len(self.rows)} folded; relative error {errors}"
+        return f"{table}\n{self.folded} folded, {self.affine} affine, {self.kept} kept; relative error {errors}"
 
 
 def fold(model: nn.Module, example_inputs: Any, *, tolerance: float | None = None) -> FoldResult:
-    """The inference network of Alg. 2, lines 8-12, with batch normalization composed into its neighbours.
+    """Return a new model for inference, with batch normalization folded into its neighbors (Alg. 2, lines 8-12).
 
-    y = scale * x + shift, scale = gamma / sqrt(Var[x] + eps), shift = beta - scale * E[x] (line 11).
+    In eval mode a batch normalization is one affine map per channel (line 11):
 
-    Such a map goes into the convolutions and linear layers that feed it, or into those that it feeds, or into another
-    batch normalization, through whatever passes it on: reshape, permute, crop, concatenation, average pooling,
-    Dropout, constants added or multiplied. It goes only where the result is the same function: into no layer whose
-    output is read elsewhere, and forward into no zero-padded convolution, whose border would see the wrong constant
-    (torch.fx's `fuse` is wrong where one convolution is called twice: here each call gets its own weights).
-    What cannot go anywhere is left as that one affine map; no running statistics survive.
+        y = scale * x + shift,   scale = gamma / sqrt(Var[x] + eps),   shift = beta - scale * E[x]
 
-    The model given is not changed and is treated as in eval mode. The folded one is a plain `torch.fx.GraphModule`,
-    needs no import of this package, takes any batch size, and exports with `torch.export` and to ONNX.
+    The map goes into convolutions and linear layers before it, after it or beside it, or into another batch
+    normalization. On its way it passes calls such as reshape, concatenation, average pooling and Dropout. It goes only
+    where the function stays the same; docs/fold.md has the rules. A map that can go nowhere becomes one multiply-add.
+    No running statistics survive, except in rows that are "kept".
+
+    The new model is a plain `torch.fx.GraphModule`. It needs no import of this package, takes any batch size, and
+    exports with `torch.export` and to ONNX.
 
     Arguments:
-        model: any network of torch modules and functions.
-        example_inputs: a tensor, a tuple or list of arguments, or a dict of named ones; the error is measured on them.
-        tolerance: largest relative error allowed, in the network's own precision and in float64; by default 1e-4, or
-            16 times the rounding of a narrower network (0.016 in float16, 0.125 in bfloat16).
+        model: Any network of torch modules and functions. It is read in eval mode, and stays as it is.
+        example_inputs: A tensor, a tuple or list of arguments, or a dict of named ones. The error is measured on them.
+        tolerance: The largest relative error allowed, in the network's own precision and in float64. The default is
+            1e-4, or 16 times the rounding of a narrower network (0.016 in float16, 0.125 in bfloat16).
 
     Returns:
-        The folded model, a row per batch normalization, and the measured error; prints as a table.
+        The new model, a row per batch normalization, and the measured error.
 
     Raises:
-        BatchNormError: a network that cannot be traced, or an error above `tolerance`.
+        BatchNormError: The network cannot be traced, or the error is above `tolerance`.
+
+    Example:
+        >>> import torch
+        >>> import batchnorm as bn
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), bn.BatchNorm2d(8), torch.nn.ReLU())
+        >>> result = bn.fold(model, torch.randn(1, 3, 32, 32))
+        >>> result.rows
+        (FoldRow(name='1', outcome='folded', reason='', into=('0',)),)
+        >>> result.model(torch.randn(5, 3, 32, 32)).shape
+        torch.Size([5, 8, 30, 30])
     """
     network = trace(model, example_inputs)
-    rows = Composer(network).run()
-    folded = network.as_module()
-    for node in folded.graph.nodes:
-        node.meta.clear()
+    composer = Composer(network)
+    composer.run()
+    folded = network.finished()
     precision = _precision(model)
-    errors = _measure(model, folded, precision, example_args(model, example_inputs), network.inputs)
+    errors = _measure(model, folded, precision, network.call, network.inputs)
     worst = max(errors.values())
     if tolerance is None:
         tolerance = max(1e-4, 16 * torch.finfo(precision).eps)
@@ -88,26 +126,41 @@ def fold(model: nn.Module, example_inputs: Any, *, tolerance: float | None = Non
             f"folding {type(model).__name__} changed its output by {worst:.1e}, more than tolerance={tolerance:.1e}. "
             "The network may multiply small differences (allow more), or do what its graph does not show."
         )
-    return FoldResult(folded, tuple(rows), worst, errors)
+    return FoldResult(folded, tuple(_row(composer, node) for node in composer.norms), worst, errors)
 
 
-def _measure(model: nn.Module, folded: nn.Module, precision: torch.dtype, given: Call, taken: Call) -> dict[str, float]:
-    """The error of `folded` (called with `taken`) against `model` (with `given`) by precision, on two batch sizes."""
+def _row(composer: Composer, node: fx.Node) -> FoldRow:
+    name, reason = composer.norms[node], composer.reasons.get(node, "")
+    if node in composer.into:
+        return FoldRow(name, "folded", into=composer.into[node])
+    return FoldRow(name, "affine" if node in composer.maps else "kept", reason)
+
+
+def _measure(model: nn.Module, folded: nn.Module, precision: torch.dtype, call: Call, inputs: Call) -> dict[str, float]:
+    """Return the error of `folded` by precision, on two batch sizes.
+
+    Arguments:
+        model: The given network, called with `call`.
+        folded: The folded network, called with `inputs`.
+        precision: The precision of the given network.
+        call: Arguments of `model`.
+        inputs: Arguments of `folded`.
+    """
     original = copied(model).eval()
-    errors = {str(precision).removeprefix("torch."): _error(original, folded, given, taken)}
-    with suppress(RuntimeError):  # a network that fixes the type of a tensor in its forward
-        errors["float64"] = _error(original.double(), copied(folded).double(), _wide(given), _wide(taken))
+    errors = {str(precision).removeprefix("torch."): _error(original, folded, call, inputs)}
+    with suppress(RuntimeError):  # the forward may fix the type of a tensor
+        errors["float64"] = _error(original.double(), copied(folded).double(), _wide(call), _wide(inputs))
     return errors
 
 
-def _error(original: nn.Module, folded: nn.Module, given: Call, taken: Call) -> float:
-    error = largest_error(run(folded, taken), run(original, given))
+def _error(original: nn.Module, folded: nn.Module, call: Call, inputs: Call) -> float:
+    error = largest_error(run(folded, inputs), run(original, call))
     try:
-        wanted = run(original, doubled(given))
+        wanted = run(original, doubled(call))
     except Exception:
-        return error  # the network itself takes no other batch size
+        return error  # the given network takes no other batch size
     try:
-        return max(error, largest_error(run(folded, doubled(taken)), wanted))
+        return max(error, largest_error(run(folded, doubled(inputs)), wanted))
     except RuntimeError:
         return float("inf")
 

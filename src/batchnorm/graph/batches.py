@@ -1,4 +1,4 @@
-"""Running a network over batches of data, for the transforms that measure."""
+"""Run a network over batches of data, for the transforms that measure."""
 
 from __future__ import annotations
 
@@ -15,20 +15,21 @@ from ..errors import BatchNormError, first_line
 
 
 def check_batches(batches: Iterable[Any]) -> None:
-    """Raise BatchNormError if `batches` is a single batch, which is iterable too."""
+    """Raise BatchNormError if `batches` is a single batch. A tensor or dict is iterable too, but not by batches."""
     if isinstance(batches, Tensor | Mapping | str):
         raise BatchNormError(f"wanted an iterable of batches; got one {type(batches).__name__}. Give [batch].")
 
 
 def run_batch(model: nn.Module, batch: Any) -> Any:
-    """Run one batch, moved to the device of the model.
+    """Run the model on one batch, which moves to the device of the model. Return the output.
 
     Arguments:
-        batch: a tensor, a dict of keyword arguments, or a tuple or list that starts with one of the two (a
-            DataLoader gives (input, target)).
+        model: The network.
+        batch: A tensor, a dict of keyword arguments, or a tuple or list that starts with one of the two, such as
+            the (input, target) of a DataLoader.
 
     Raises:
-        BatchNormError: any other kind of batch, or one that the network does not run on.
+        BatchNormError: The batch is of another kind, or the network does not run on it.
     """
     inputs = batch[0] if isinstance(batch, tuple | list) and batch else batch
     if not isinstance(inputs, Tensor | Mapping):
@@ -42,35 +43,35 @@ def run_batch(model: nn.Module, batch: Any) -> Any:
     try:
         return model(**inputs) if isinstance(inputs, dict) else model(inputs)
     except torch.OutOfMemoryError:
-        raise  # the batch fits the network, though not the device
+        raise  # the batch fits the network, but not the device
     except Exception as error:
         raise does_not_run(model, f"a batch of {described(inputs)}", error) from error
 
 
 def does_not_run(model: nn.Module, what: str, error: Exception) -> BatchNormError:
-    """What to raise where `model` does not run on `what`: that, what torch says, and what to do."""
+    """Return the error to raise if `model` does not run on `what`. It says what torch says, and what to do."""
     return BatchNormError(
         f"{type(model).__name__} does not run on {what}: {first_line(error).rstrip('.')}. "
-        "Give a shape, type and device that it takes; many networks want a least height and width."
+        "Give a shape, type and device that it takes; many networks need a minimum height and width."
     )
 
 
 def described(inputs: Any) -> str:
-    """The tensors in `inputs`: shape, type and device of each."""
+    """List the tensors in `inputs`, each with its shape, type and device."""
     tensors = [x for x in pytree.tree_leaves(inputs) if isinstance(x, Tensor)]
     return " and ".join(f"{tuple(x.shape)} {x.dtype} on {x.device}" for x in tensors) or "no tensor"
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """The device of the network's first tensor; the CPU if it has none."""
+    """Return the device of the network's first tensor, or the CPU if it has none."""
     return next(chain(model.parameters(), model.buffers()), torch.empty(0, device="cpu")).device
 
 
 @contextmanager
 def in_eval(model: nn.Module) -> Iterator[None]:
-    """All modules in eval mode for a while.
+    """Put all modules into eval mode, and restore every mode at the end.
 
-    Modes are set one by one, since a layer may have a `train` of its own (a frozen one has).
+    Each mode is set by itself: a layer may have a `train` method of its own, as a frozen layer does.
     """
     modes = [(module, module.training) for module in model.modules()]
     try:

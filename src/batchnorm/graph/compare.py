@@ -1,4 +1,4 @@
-"""Two networks on one input: how a call is made twice, and how far the outputs are apart."""
+"""Run two networks on one input, and measure how far their outputs are apart."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ Call = tuple[tuple[Any, ...], dict[str, Any]]  # the arguments of one call
 
 
 def copied(model: nn.Module) -> nn.Module:
-    """A copy that shares nothing.
+    """Return a copy of the model that shares no storage with it.
 
     Raises:
-        BatchNormError: something in the network cannot be copied.
+        BatchNormError: Something in the network cannot be copied.
     """
-    # A weight that a hook computes (prune, the older weight_norm) is no leaf of autograd, and torch copies leaves only.
+    # A weight that a hook computes (prune, the older weight_norm) is no leaf of autograd. torch copies leaves only.
     computed = [v for m in model.modules() for v in vars(m).values() if isinstance(v, Tensor) and not v.is_leaf]
     try:
         return copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in computed})
@@ -32,18 +32,24 @@ def copied(model: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def run(model: nn.Module, call: Call) -> Any:
-    """The output for `call`, which stays as it is: a network may write into its inputs."""
+    """Return the output for `call`. The network gets copies of the tensors, since it may write into its inputs."""
     args, kwargs = pytree.tree_map_only(Tensor, torch.clone, call)
     return model(*args, **kwargs)
 
 
 def doubled(call: Call) -> Call:
-    """The same examples twice in one batch."""
+    """Return the arguments with every example twice in the batch."""
     return pytree.tree_map_only(Tensor, lambda x: torch.cat([x, x]) if x.dim() else x, call)
 
 
 def largest_error(got: Any, wanted: Any) -> float:
-    """The largest difference between two outputs of one structure, relative to the largest value of its tensor."""
+    """Return the largest difference between two outputs, relative to the largest value of the tensor.
+
+    Arguments:
+        got: A tensor, or a structure of tensors and other values.
+        wanted: The output that is right. Another structure or shape, or another place of NaN or infinity, is infinitely
+            far from it.
+    """
     got_leaves, wanted_leaves = pytree.tree_leaves(got), pytree.tree_leaves(wanted)
     if len(got_leaves) != len(wanted_leaves):
         return float("inf")
@@ -58,7 +64,7 @@ def _difference(got: Any, wanted: Any) -> float:
     if not wanted.numel():
         return 0.0
     got, wanted = got.detach().double(), wanted.detach().double()
-    # nan and inf must be where they were, and do not spoil the rest
+    # NaN and infinity must be where they are wanted. The rest is compared without them.
     finite = wanted.isfinite()
     if not torch.equal(finite, got.isfinite()):
         return float("inf")

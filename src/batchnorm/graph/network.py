@@ -1,30 +1,27 @@
-"""The one view of a network that the transforms share: which call feeds which, and what each call is.
+"""The one view of a network that the transforms share: what each call is, and which call feeds which.
 
-A `Network` is a copy of a model and the `torch.fx` graph of its calls, every call carrying the shape it had on the
-example inputs; `trace.trace` makes one. Layers (`conv`), functions (`F.conv2d`), methods (`x.relu()`) and exported
-operators (`aten.conv2d`) answer to one name, `network.op(node)`.
+`trace.trace` makes a `Network`. Layers (`conv`), functions (`F.conv2d`), methods (`x.relu()`) and exported operators
+(`aten.conv2d`) have one name for one operation, `network.op(node)`.
 """
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
-from ..errors import BatchNormError
-from .batches import in_eval
 from .compare import Call
+from .interpreter import Interpreter, ancestors, record
 from .ops import (
-    AFFINE_NAMES,
+    AFFINE,
     CROPS,
+    IDENTITIES_IN_EVAL,
     IN_PLACE_OPERATORS,
     NONLINEARITIES,
-    NOTHING_IN_EVAL,
     RESHAPES,
+    SHAPED_LIKE,
     function_name,
     layer_name,
     plain_name,
@@ -32,39 +29,42 @@ from .ops import (
 
 
 class Network:
-    """A model as a graph of calls, over a copy of its own.
+    """A copy of a model as a graph of calls.
+
+    `node.meta["value"]` is the output of a call on the example inputs, with every tensor on the meta device.
 
     Arguments:
-        root: the copy that owns parameters, buffers and modules.
-        graph: its calls, in the order in which they run.
-        inputs: (args, kwargs) of the example as `as_module()` takes them.
-        trainable: whether the graph reads `self.training` when it runs (otherwise it is that of the eval network).
-
-    `node.meta["value"]` is what the call gave on the example inputs, with every tensor on the meta device.
+        root: The copy. It owns the parameters, buffers and modules.
+        graph: The calls in the order in which they run.
+        call: The example inputs as the model takes them.
+        inputs: The part of `call` that the graph takes: the arguments that hold tensors.
+        trainable: True if the graph reads `self.training` when it runs. False for the graph of the eval mode.
     """
 
-    def __init__(self, root: nn.Module, graph: fx.Graph, inputs: Call, trainable: bool) -> None:
+    def __init__(self, root: nn.Module, graph: fx.Graph, *, call: Call, inputs: Call, trainable: bool) -> None:
         self.root = root
         self.graph = graph
+        self.call = call
         self.inputs = inputs
         self.trainable = trainable
-        graph._tracer_cls = None  # ours would have to be imported to load a pickle of the result
-        _record(self.as_module(), inputs)
+        graph._tracer_cls = None  # pickle would store our class, and loading the result would import this package
+        record(root, graph, inputs)
+        self._interpreter = Interpreter(root, graph)
 
     # What a call is
 
     def layer(self, node: Any) -> nn.Module | None:
-        """The module that `node` calls, or None."""
+        """Return the module that `node` calls, or None if it calls a function or method."""
         if isinstance(node, fx.Node) and node.op == "call_module":
             return self.root.get_submodule(str(node.target))
         return None
 
     def op(self, node: Any) -> str:
-        """One name for a layer, function, method or exported operator: lower case, no underscores.
+        """Return the name of an operation, the same for a layer, function, method or exported operator.
 
-        `nn.LeakyReLU`, `F.leaky_relu`, `x.leaky_relu_()` and `aten.leaky_relu.default` are all "leakyrelu";
-        any batch normalization is "batchnorm"; a subclass of a convolution or of Linear has its base's name
-        (`is_stock` tells them apart). What is neither torch's nor such a subclass has the name "".
+        `nn.LeakyReLU`, `F.leaky_relu`, `x.leaky_relu_()` and `aten.leaky_relu.default` are all "leakyrelu".
+        Every batch normalization is "batchnorm". A subclass of a convolution or of Linear has the name of its base;
+        `is_stock` tells it apart. Every other operation that torch does not define has the name "".
         """
         if not isinstance(node, fx.Node):
             return ""
@@ -75,7 +75,7 @@ class Network:
         return function_name(node.target) if node.op == "call_function" else ""
 
     def is_stock(self, node: fx.Node) -> bool:
-        """Whether the call does what torch defines for `op(node)`: no forward of its own, no hook around it."""
+        """Return True if the call does what torch defines: it has neither a forward of its own nor hooks."""
         layer = self.layer(node)
         if layer is None:
             return True
@@ -83,17 +83,19 @@ class Network:
         return not hooked and type(layer).__module__.startswith("torch.nn.modules")
 
     def is_batch_norm(self, node: Any) -> bool:
+        """Return True for a batch normalization, as a layer or as a function."""
         return self.op(node) == "batchnorm"
 
     def is_affine(self, node: Any) -> bool:
-        """Whether `node` is Linear, Conv1d/2d/3d or a transposed convolution, as a layer or as a function."""
-        return self.op(node) in AFFINE_NAMES
+        """Return True for Linear, Conv1d/2d/3d and transposed convolutions, as a layer or as a function."""
+        return self.op(node) in AFFINE
 
     def is_nonlinearity(self, node: Any) -> bool:
+        """Return True for a nonlinearity, as a layer, function or method."""
         return self.op(node) in NONLINEARITIES
 
     def mutates(self, node: fx.Node) -> bool:
-        """Whether the call writes into its first argument."""
+        """Return True if the call writes into its first argument."""
         layer = self.layer(node)
         if layer is not None:
             return bool(getattr(layer, "inplace", False))
@@ -102,7 +104,7 @@ class Network:
         return in_place or self.argument(node, None, "inplace", False) is True
 
     def label(self, node: fx.Node) -> str:
-        """A name that a reader finds in the model: the layer's path, else the call's own name."""
+        """Return the name of a call as the model has it: the path of the layer, or else the name of the node."""
         if node.op == "call_module":
             return str(node.target)
         for source in node.all_input_nodes:
@@ -112,7 +114,7 @@ class Network:
         return node.name
 
     def argument(self, node: fx.Node, position: int | None, name: str, default: Any = None) -> Any:
-        """An argument of a function or method by position or by name; of a layer, its attribute `name`."""
+        """Return an argument of a function or method, by position or name. For a layer return its attribute `name`."""
         layer = self.layer(node)
         if layer is not None:
             return getattr(layer, name, default)
@@ -120,87 +122,131 @@ class Network:
             return node.args[position]
         return node.kwargs.get(name, default)
 
+    # What a call gives
+
+    def gives_tensor(self, node: fx.Node) -> bool:
+        """Return True if the output is one tensor."""
+        return isinstance(node.meta.get("value"), Tensor)
+
+    def shape(self, node: fx.Node) -> torch.Size:
+        """Return the shape of the output on the example inputs.
+
+        Raises:
+            TypeError: The output is no tensor. Ask `gives_tensor` first.
+        """
+        value = node.meta.get("value")
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{node} gives {type(value).__name__}, which has no shape")
+        return value.shape
+
+    def same_shape(self, *nodes: fx.Node) -> bool:
+        """Return True if all outputs are tensors of one shape."""
+        return all(map(self.gives_tensor, nodes)) and len({self.shape(node) for node in nodes}) == 1
+
+    def constant(self, value: Any) -> Tensor | None:
+        """Return the tensor that an argument is for every input of the network, or None if there is no such tensor."""
+        if isinstance(value, Tensor):
+            return value
+        if not isinstance(value, fx.Node) or not self.is_constant(value):
+            return None
+        found = self._interpreter.evaluate(value, {})
+        return found.detach() if isinstance(found, Tensor) else None
+
+    def is_constant(self, node: fx.Node) -> bool:
+        """Return True if `node` depends on parameters and buffers alone."""
+        return all(
+            source.op == "get_attr" or (source.op in ("call_function", "call_method") and source.all_input_nodes)
+            for source in ancestors(node)
+        )
+
+    def run(self, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
+        """Run one call.
+
+        Arguments:
+            node: The call.
+            values: The values of its inputs. An input without one has its shape, but no storage (the meta device).
+        """
+        inputs = {source: values.get(source, source.meta["value"]) for source in node.all_input_nodes}
+        return self._interpreter.evaluate(node, inputs)
+
     # What feeds what
 
     def calls(self, layer: nn.Module) -> int:
-        """How often the graph calls `layer`, under whatever name."""
+        """Return how often the graph calls `layer`, under any name."""
         return sum(self.layer(node) is layer for node in self.graph.nodes)
 
-    def input(self, node: fx.Node) -> fx.Node | None:
-        """The node that gives the first argument, or None if that is no node."""
-        first = node.args[0] if node.args else node.kwargs.get("input", node.kwargs.get("x"))
-        return first if isinstance(first, fx.Node) else None
+    def input_or_none(self, node: fx.Node, position: int = 0) -> fx.Node | None:
+        """Return the node that gives an argument, by default the first, or None if that is no node."""
+        if position < len(node.args):
+            given = node.args[position]
+        else:
+            given = None if position else node.kwargs.get("input", node.kwargs.get("x"))
+        return given if isinstance(given, fx.Node) else None
 
-    def source(self, node: fx.Node, through: frozenset[str] = RESHAPES | CROPS | NOTHING_IN_EVAL) -> fx.Node | None:
-        """What feeds `node`, seen `through` calls that only reshape, crop or pass on."""
-        source = self.input(node)
-        while source is not None and self.op(source) in through:
-            source = self.input(source)
+    def input(self, node: fx.Node, position: int = 0) -> fx.Node:
+        """Return the node that gives an argument, by default the first.
+
+        Raises:
+            TypeError: The argument is no node. `input_or_none` returns None instead.
+        """
+        source = self.input_or_none(node, position)
+        if source is None:
+            raise TypeError(f"argument {position} of {node} is no output of another call")
         return source
 
-    def shape(self, node: fx.Node) -> torch.Size | None:
-        """Shape on the example inputs, or None if the call gives no tensor."""
+    def source(self, node: fx.Node, through: frozenset[str] = RESHAPES | CROPS | IDENTITIES_IN_EVAL) -> fx.Node | None:
+        """Return the call that feeds `node`, or None for a constant. Skip the operations in `through`."""
+        source = self.input_or_none(node)
+        while source is not None and self.op(source) in through:
+            source = self.input_or_none(source)
+        return source
+
+    def data_inputs(self, node: fx.Node) -> list[fx.Node]:
+        """List the tensors that a call takes values from, each once.
+
+        Of a call that gives a tuple (split, chunk) list the inputs instead. Skip a tensor if only its shape is read.
+        """
+        found: dict[fx.Node, None] = {}
+        for source in node.all_input_nodes:
+            if self._reads_shape_alone(node, source):
+                continue
+            if self.gives_tensor(source):
+                found[source] = None
+            elif self.gives_tuple_of_tensors(source):
+                found.update(dict.fromkeys(self.data_inputs(source)))
+        return list(found)
+
+    def data_users(self, node: fx.Node) -> list[fx.Node]:
+        """List the calls that take values from `node`.
+
+        Of a call that gives a tuple (split, chunk) list the users instead. Skip a call that reads the shape alone.
+        """
+        users: list[fx.Node] = []
+        for user in node.users:
+            if self._reads_shape_alone(user, node):
+                continue
+            if user.op == "output" or self.gives_tensor(user):
+                users.append(user)
+            elif self.gives_tuple_of_tensors(user):
+                users.extend(user.users)
+        return users
+
+    def gives_tuple_of_tensors(self, node: fx.Node) -> bool:
+        """Return True if the output is a tuple or list that holds a tensor."""
         value = node.meta.get("value")
-        return value.shape if isinstance(value, Tensor) else None
+        return isinstance(value, tuple | list) and any(isinstance(item, Tensor) for item in value)
 
-    def constant(self, value: Any) -> Tensor | None:
-        """The tensor that `value` (an argument of a call) is whatever the network's input, or None."""
-        if isinstance(value, Tensor):
-            return value
-        if not isinstance(value, fx.Node) or value.op not in ("get_attr", "call_function", "call_method"):
-            return None
-        if value.op == "get_attr":
-            found = operator.attrgetter(str(value.target))(self.root)
-            return found.detach() if isinstance(found, Tensor) else None
-        if not self.is_constant(value):
-            return None
-        found: dict[fx.Node, Any] = {}
-        for node in self._sources(value):  # each once, though several may read it
-            found[node] = self.constant(node) if node.op == "get_attr" else self.run(node, found)
-        return found[value] if isinstance(found[value], Tensor) else None
-
-    def is_constant(self, node: fx.Node) -> bool:
-        """Whether `node` depends on parameters and buffers alone."""
-        return all(
-            source.op == "get_attr" or (source.op in ("call_function", "call_method") and source.all_input_nodes)
-            for source in self._sources(node)
-        )
-
-    def _sources(self, node: fx.Node) -> list[fx.Node]:
-        """`node` and all that it depends on, each once, in the order of the graph."""
-        waiting, found = [node], {node}
-        while waiting:
-            new = set(waiting.pop().all_input_nodes) - found
-            found |= new
-            waiting += new
-        return sorted(found)
-
-    @torch.no_grad()
-    def run(self, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
-        """What the call gives for `values` in place of its inputs; those not given are as on the example inputs."""
-
-        def value(source: fx.Node) -> Any:
-            return values[source] if source in values else source.meta["value"]
-
-        args, kwargs = fx.map_arg(node.args, value), fx.map_arg(node.kwargs, value)
-        match node.op:
-            case "call_function":
-                assert callable(node.target)
-                return node.target(*args, **kwargs)
-            case "call_method":
-                return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-            case "call_module":
-                return self.root.get_submodule(str(node.target))(*args, **kwargs)
-        raise BatchNormError(f"{node.op} nodes cannot be run by themselves; got {node}")
+    def _reads_shape_alone(self, node: fx.Node, source: fx.Node) -> bool:
+        return self.op(node) in SHAPED_LIKE and source is not self.input_or_none(node)
 
     # Changing it
 
     def add_layer(self, name: str, layer: nn.Module) -> str:
-        """Own `layer` under `name`, or `name_1`, `name_2`, ... where that is taken; returns the name."""
+        """Own `layer` as `name`, or as `name_1`, `name_2`, ... if that exists. Return the name."""
         return self._own(name, lambda owner, last: owner.add_module(last, layer))
 
     def add_tensor(self, name: str, tensor: Tensor) -> str:
-        """Own `tensor` as a buffer (or parameter, if it is one); returns the name, as `add_layer`."""
+        """Own a parameter or buffer as `add_layer` owns a layer. Return the name."""
         if isinstance(tensor, nn.Parameter):
             return self._own(name, lambda owner, last: owner.register_parameter(last, tensor))
         return self._own(name, lambda owner, last: owner.register_buffer(last, tensor))
@@ -213,16 +259,16 @@ class Network:
             copies += 1
             last = f"{wanted}_{copies}"
         register(owner, last)
-        self.graph.owning_module = None  # some earlier as_module() does not have it
+        self.graph.owning_module = None  # a module of an earlier as_module() lacks it
         return f"{path}.{last}" if path else last
 
     def remove(self, node: fx.Node, instead: fx.Node) -> None:
-        """Let whoever took `node` take `instead`, and drop what then feeds nobody (constants and the like)."""
+        """Replace all uses of `node` by `instead`, then erase `node` and constants left without users."""
         node.replace_all_uses_with(instead)
         self.erase(node)
 
     def erase(self, node: fx.Node) -> None:
-        """Erase an unused node, then the constants that fed it and are left without users."""
+        """Erase a node without users, then the constants that it leaves without users."""
         unused = [node]
         while unused:
             node = unused.pop()
@@ -231,10 +277,10 @@ class Network:
             unused += [source for source in sources if not source.users and self.is_constant(source)]
 
     def as_module(self) -> fx.GraphModule:
-        """The network as a module.
+        """Return the network as a module.
 
-        An eval network keeps only what the graph uses. A trainable one keeps all that the model owned, in its order,
-        so that `state_dict` and an optimizer's state fit it as before, and the hooks around it.
+        An eval network keeps what the graph uses. A trainable network keeps all that the model owned, in the same
+        order, and the hooks around it. So an old `state_dict` and an old optimizer's state still fit.
         """
         name = type(self.root).__name__
         if not self.trainable:
@@ -246,27 +292,16 @@ class Network:
         module.graph = self.graph
         return module
 
+    def finished(self) -> fx.GraphModule:
+        """Return the network as a module and forget the outputs on the example inputs. Call this last."""
+        module = self.as_module()
+        for node in module.graph.nodes:
+            node.meta.clear()
+        return module
+
 
 _OWNED = (
     *("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"),
     *("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs"),
     *("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called"),
 )
-
-
-class _Recorder(fx.Interpreter):
-    """Runs a graph on the example inputs and leaves what each call gave in `node.meta["value"]`."""
-
-    def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
-        n.meta["value"] = pytree.tree_map_only(Tensor, lambda tensor: torch.empty_like(tensor, device="meta"), value)
-        return value
-
-
-@torch.no_grad()
-def _record(module: fx.GraphModule, inputs: Call) -> None:
-    args, kwargs = pytree.tree_map_only(Tensor, torch.clone, inputs)
-    names = [str(node.target) for node in module.graph.find_nodes(op="placeholder")]
-    given = args + tuple(kwargs[name] for name in names[len(args) :] if name in kwargs)
-    with in_eval(module):
-        _Recorder(module).run(*given)

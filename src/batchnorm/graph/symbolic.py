@@ -1,4 +1,4 @@
-"""Symbolic tracing: a forward run on `torch.fx` proxies, with batch normalization as a leaf."""
+"""Trace a model symbolically: run its forward on `torch.fx` proxies, with batch normalization as a leaf."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import copy
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from operator import attrgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
@@ -17,20 +16,40 @@ from torch.utils import _pytree as pytree
 
 from ..errors import first_line
 from .compare import Call
-from .ops import function_name
-
-_READS = frozenset({"getattr", "eq", "ne", "getitem"})
+from .interpreter import Interpreter, on_meta
+from .ops import READS, function_name
 
 
 class TrainingFlag(nn.Module):
-    """Whether the module that holds it is training: what `self.training` becomes in a graph that is to be trained."""
+    """Return the mode of the module that holds the flag. It replaces `self.training` in a graph that will train."""
 
     def forward(self) -> bool:
+        """Return True in training."""
         return self.training
 
 
-def trace_symbolically(root: nn.Module, call: Call, trainable: bool) -> tuple[fx.Graph, Call, bool]:
-    """The graph of `root`, the part of `call` that it takes, and whether sizes of the example decided its way."""
+class Traced(NamedTuple):
+    """A symbolic graph.
+
+    Arguments:
+        graph: The calls.
+        inputs: The arguments that the graph takes: those that hold tensors.
+        by_sizes: True if sizes of the example decided a branch. The graph may then be wrong for other sizes.
+    """
+
+    graph: fx.Graph
+    inputs: Call
+    by_sizes: bool
+
+
+def trace_symbolically(root: nn.Module, call: Call, trainable: bool) -> Traced:
+    """Trace `root` on the arguments `call`.
+
+    Arguments:
+        root: The model. A trainable trace adds a `TrainingFlag` to every module whose mode it reads.
+        call: The arguments. Those without a tensor become constants.
+        trainable: True for a graph that reads `self.training` when it runs.
+    """
     args, kwargs = call
     bound = inspect.signature(root.forward).bind(*args, **kwargs)
     with _symbolic_training(root) if trainable else nullcontext():
@@ -39,25 +58,26 @@ def trace_symbolically(root: nn.Module, call: Call, trainable: bool) -> tuple[fx
     _drop_checks(graph)
     if trainable:
         _own_constants(root, graph)
-    taken = tuple(filter(_has_tensor, bound.args)), {k: v for k, v in bound.kwargs.items() if _has_tensor(v)}
-    return graph, taken, tracer.decided
+    inputs = tuple(filter(_has_tensor, bound.args)), {k: v for k, v in bound.kwargs.items() if _has_tensor(v)}
+    return Traced(graph, inputs, tracer.sizes is not None)
 
 
 def holds_batch_norm(module: nn.Module) -> bool:
+    """Return True if the module is or contains a batch normalization."""
     return any(isinstance(layer, _BatchNorm) for layer in module.modules())
 
 
 def _drop_checks(graph: fx.Graph) -> None:
-    """Drop the assertions inside opened batch normalizations, and reads of shapes and constants that nobody uses."""
+    """Erase the assertions inside opened batch normalizations, and reads of shapes and constants without a user."""
     for node in reversed(list(graph.nodes)):
         stack = node.meta.get("nn_module_stack") or {"": ("", nn.Module)}
         checks_norm = node.target is torch._assert and issubclass(list(stack.values())[-1][1], _BatchNorm)
-        if checks_norm or (not node.users and (node.op == "get_attr" or function_name(node.target) in _READS)):
+        if checks_norm or (not node.users and (node.op == "get_attr" or function_name(node.target) in READS)):
             graph.erase_node(node)
 
 
 def _own_constants(root: nn.Module, graph: fx.Graph) -> None:
-    """Make buffers, outside the `state_dict`, of the root's tensors that are none, such as those that fx stores."""
+    """Make buffers of the root's plain tensors, such as constants that fx stores. Keep them out of the `state_dict`."""
     for node in graph.find_nodes(op="get_attr"):
         if isinstance(tensor := vars(root).get(str(node.target)), Tensor):
             delattr(root, str(node.target))
@@ -69,10 +89,10 @@ def _has_tensor(value: Any) -> bool:
 
 
 class _Tracer(fx.Tracer):
-    """Symbolic tracing with batch normalization as a leaf, and with what cannot be traced as a leaf too.
+    """Trace with batch normalization as a leaf, and with every module as a leaf that cannot be traced.
 
-    Arguments of the forward that hold no tensor keep the value that the example gives them, or their default:
-    a symbolic value is never None, so that `if mask is None` would be decided wrongly in silence.
+    An argument without a tensor keeps the value of the example, or its default. As a proxy it would never be None, and
+    `if mask is None` would silently take the wrong branch.
     """
 
     def __init__(self, trainable: bool, given: dict[str, Any]) -> None:
@@ -82,11 +102,7 @@ class _Tracer(fx.Tracer):
         self.examples: dict[str, Any] = {}
         self.sizes: _Sizes | None = None
 
-    @property
-    def decided(self) -> bool:
-        return self.sizes is not None
-
-    # What goes in
+    # Inputs
 
     def _proxy_placeholder(self, name: str, concrete_args: Any, sig: inspect.Signature, fn_for_analysis: Any) -> Any:
         plain = name.lstrip("*")
@@ -95,7 +111,7 @@ class _Tracer(fx.Tracer):
             return _Named({key: self._input(key, value) for key, value in (given or {}).items()})
         if name.startswith("*"):
             return _Several(self._input(f"{plain}_{i}", value) for i, value in enumerate(given or ()))
-        if isinstance(given, list | tuple) and _has_tensor(given):  # fx writes a forward that takes them together
+        if isinstance(given, list | tuple) and _has_tensor(given):  # fx gives the forward one tuple
             return type(given)(self._input(f"{plain}_{i}", value) for i, value in enumerate(given))
         if _has_tensor(given):
             self.examples[name] = given
@@ -108,9 +124,10 @@ class _Tracer(fx.Tracer):
         self.examples[name] = value
         return self.create_proxy("placeholder", name, (), {})
 
-    # What is looked into
+    # Modules
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Return True for a module that becomes one call."""
         if isinstance(m, _BatchNorm):
             return self.trainable or type(m).__module__.startswith("torch.nn.modules")
         return isinstance(m, torch.jit.ScriptModule) or super().is_leaf_module(m, module_qualified_name)
@@ -118,7 +135,8 @@ class _Tracer(fx.Tracer):
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        if self.sizes is not None and m in self.sizes.modules:
+        """Trace a module. If that fails and the module holds no batch normalization, make it one call."""
+        if self.sizes is not None and m in self.sizes.modules:  # the interpreter runs this module; trace nothing
             return forward(*args, **kwargs)
         if "_orig_mod" in m._modules:  # torch.compile's wrapper
             return m.get_submodule("_orig_mod")(*args, **kwargs)
@@ -133,13 +151,14 @@ class _Tracer(fx.Tracer):
         self.module_stack = stack
         return self.create_proxy("call_module", self.path_of_module(m), args, kwargs)
 
-    # What Python decides
+    # Branches
 
     def to_bool(self, obj: fx.Proxy) -> bool:
-        """Which way an `if` goes. A module without batch normalization stays whole instead, but for the network itself.
+        """Decide an `if` on a proxy.
 
-        `if self.training`: the training branch counts (should that be another function in eval, `trace` finds out).
-        Else the sizes of the example decide, as they do in `torch.export`.
+        - `if self.training`: take the training branch. `trace` checks that eval mode computes the same.
+        - Another condition in a module without batch normalization: raise, so that the module becomes one call.
+        - Else decide by the sizes of the example, as `torch.export` does.
         """
         layer = self.root.get_submodule(str(obj.node.target)) if obj.node.op == "call_module" else None
         if isinstance(layer, TrainingFlag):
@@ -148,25 +167,26 @@ class _Tracer(fx.Tracer):
         path = self.scope.module_path
         if not self.trainable or (path and not holds_batch_norm(self.root.get_submodule(path))):
             return super().to_bool(obj)
-        self.sizes = self.sizes or _Sizes(self.root, self.examples)
+        self.sizes = self.sizes or _Sizes(self.root, self.graph, self.examples)
         return bool(self.sizes.value(obj.node))
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
+        """Return an attribute of a module. Reading `training` becomes a call of a `TrainingFlag`."""
         if isinstance(attr_val, _Mode):
             return self.create_proxy("call_module", attr_val.flag(), (), {})
         return super().getattr(attr, attr_val, parameter_proxy_cache)
 
 
 class _Several(tuple):
-    """What `*args` stands for; fx would take a plain tuple for one argument."""
+    """The value of `*args`. fx would take a plain tuple for one argument."""
 
 
 class _Named(dict):
-    """What `**kwargs` stands for."""
+    """The value of `**kwargs`."""
 
 
 class _Mode:
-    """Stands for `layer.training` during a trace, so that reading it is seen."""
+    """A placeholder for `layer.training` during a trace. It lets the tracer see that the attribute is read."""
 
     def __init__(self, path: str, layer: nn.Module) -> None:
         self.path = path
@@ -174,7 +194,7 @@ class _Mode:
         self.training = layer.training
 
     def flag(self) -> str:
-        """The path of a `TrainingFlag` in the layer, put there when first asked for."""
+        """Return the path of the layer's `TrainingFlag`. Add one at the first call."""
         if "training_flag" not in self.layer._modules:
             self.layer.add_module("training_flag", TrainingFlag().train(self.training))
         return f"{self.path}.training_flag".lstrip(".")
@@ -182,10 +202,10 @@ class _Mode:
 
 @contextmanager
 def _symbolic_training(root: nn.Module) -> Iterator[None]:
-    """While this holds, reading `layer.training` inside `root` gives a `_Mode` to the tracer."""
+    """Replace every `layer.training` inside `root` by a `_Mode`, and restore it at the end."""
     modes = [_Mode(path, layer) for path, layer in root.named_modules() if "training" in vars(layer)]
     for mode in modes:
-        # what is no plain attribute is looked up by Module.__getattr__, where the tracer listens
+        # Module.__getattr__, which the tracer patches, is called for buffers but not for plain attributes.
         del mode.layer.__dict__["training"]
         mode.layer._buffers["training"] = mode  # pyright: ignore[reportArgumentType]
     try:
@@ -196,54 +216,39 @@ def _symbolic_training(root: nn.Module) -> Iterator[None]:
             mode.layer.training = mode.training
 
 
-class _Sizes:
-    """What calls of a graph in the making give for the example, on the meta device: sizes, but no values."""
+class _Sizes(Interpreter):
+    """Evaluate calls of an unfinished graph on the example, on the meta device: sizes, but no values."""
 
-    def __init__(self, root: nn.Module, examples: dict[str, Any]) -> None:
-        self.given = root
-        self.root = copy.deepcopy(root)
-        self.modules = set(self.root.modules())
-        for layer in self.modules:
+    def __init__(self, root: nn.Module, graph: fx.Graph, examples: dict[str, Any]) -> None:
+        copied = copy.deepcopy(root)
+        for layer in copied.modules():
             if isinstance(layer._buffers.get("training"), _Mode):
                 del layer._buffers["training"]
                 layer.training = False
-        self.root.to("meta")
-        self.examples = examples
-        self.values: dict[fx.Node, Any] = {}
+        super().__init__(copied.to("meta"), graph)
+        self.given = root
+        self.modules = set(copied.modules())
+        placeholders = graph.find_nodes(op="placeholder")
+        self.values = {node: on_meta(examples[str(node.target)]) for node in placeholders}
 
-    @torch.no_grad()
     def value(self, node: fx.Node) -> Any:
-        """The number, flag or tuple that `node` is.
+        """Return the number, flag or tuple that `node` gives.
 
         Raises:
-            TraceError: it depends on the values of a tensor.
+            TraceError: The value depends on the values of a tensor.
         """
-        wanted, sources = [node], {node}
-        while wanted:
-            new = {n for n in wanted.pop().all_input_nodes if n not in self.values} - sources
-            sources |= new
-            wanted += new
         try:
-            for each in node.graph.nodes:
-                if each in sources and each not in self.values:
-                    self.values[each] = pytree.tree_map_only(Tensor, lambda x: x.to("meta"), self._run(each))
-            if isinstance(self.values[node], Tensor):
+            if isinstance(value := self.evaluate(node, self.values), Tensor):
                 raise TypeError("it is a tensor")
         except Exception as error:
-            raise TraceError(f"its way depends on values ({first_line(error)})") from error
-        return self.values[node]
+            raise TraceError(f"its control flow depends on values ({first_line(error)})") from error
+        return value
 
-    def _run(self, node: fx.Node) -> Any:
-        args, kwargs = fx.map_arg((node.args, node.kwargs), self.values.__getitem__)
-        match node.op:
-            case "placeholder":
-                return self.examples[str(node.target)]
-            case "get_attr":
-                path, constants = str(node.target), vars(self.given)  # where fx goes on storing them
-                return constants[path] if path in constants else attrgetter(path)(self.root)
-            case "call_module":
-                return self.root.get_submodule(str(node.target))(*args, **kwargs)
-            case "call_method":
-                return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-        assert callable(node.target)
-        return node.target(*args, **kwargs)
+    def run_node(self, n: fx.Node) -> Any:
+        """Run one call on the meta device."""
+        return on_meta(super().run_node(n))
+
+    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """Return a tensor of the model. While it traces, fx adds constants to the given model, not to the copy."""
+        constants = vars(self.given)
+        return constants[target] if target in constants else super().get_attr(target, args, kwargs)

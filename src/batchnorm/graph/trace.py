@@ -1,4 +1,4 @@
-"""From a model to a `Network`: symbolic tracing first, `torch.export` where that stops, and a check of either."""
+"""Make a `Network` of a model: trace it symbolically, or else by `torch.export`, and check the result."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.utils import parametrize
@@ -18,37 +18,42 @@ from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils import _pytree as pytree
 
 from ..errors import BatchNormError, first_line
-from ..layers import _FusedBatchNorm
+from ..layers import FusedBatchNorm
 from .batches import described, does_not_run, in_eval
 from .compare import Call, copied, doubled, largest_error, run
 from .network import Network
-from .symbolic import trace_symbolically
+from .symbolic import Traced, trace_symbolically
 
-_SAME = 1e-5  # another order of the same float32 operations, not another function
+_SAME = 1e-5  # relative: the same float32 operations in another order differ by less
 
 
 def trace(model: nn.Module, example_inputs: Any, *, trainable: bool = False) -> Network:
-    """See `model` as a graph of calls; the model itself is not changed.
+    """Return a model as a graph of calls, over a copy. The model stays as it is.
 
-    Eval (default): the graph of the network in eval mode. Subclasses of batch normalization that do more, such as
-    timm's BatchNormAct2d and our own fused layers, are opened, so that every normalisation in it is plain, and
-    parametrizations are baked in. Symbolic tracing comes first; where the network's own control flow stops it, or
-    gives another output than the network, `torch.export` traces with the example inputs, any batch size.
+    By default the graph is that of the eval mode:
 
-    Trainable: every batch normalization is a leaf, `self.training` is read when the graph runs (a `TrainingFlag`),
-    the modes of the model's layers are kept, and the result owns all that the model owned. Where Python decides on
-    sizes around a batch normalization, those of the example count, but for the batch's.
+    - Subclasses of batch normalization that do more, such as timm's BatchNormAct2d and our own layers with an
+      activation, are opened, so that every normalization in the graph is plain. Parametrizations are baked in.
+    - Symbolic tracing comes first. If the model's control flow stops it, or if its graph computes something else than
+      the model, `torch.export` traces with the example inputs and a free batch size.
 
-    Either way a module that cannot be traced and holds no batch normalization stays whole, as a leaf.
+    With `trainable=True` the graph trains as the model does:
+
+    - Every batch normalization is one call, and the graph reads `self.training` when it runs (a `TrainingFlag`).
+    - The layers keep their modes, and the network owns all that the model owned.
+    - If Python decides on sizes around a batch normalization, the sizes of the example count, except the batch size.
+
+    In both, a module becomes one call if it cannot be traced and holds no batch normalization.
 
     Arguments:
-        model: any network; symbolic tracing wants nothing but its forward.
-        example_inputs: a tensor, a tuple or list of arguments, or a dict of named ones.
+        model: Any network. Symbolic tracing needs only its forward.
+        example_inputs: A tensor, a tuple or list of arguments, or a dict of named ones.
+        trainable: True for a graph that will be trained.
 
     Raises:
-        BatchNormError: not a module, inputs that the network does not take, a network that cannot be traced.
+        BatchNormError: The model is no module, does not take the inputs, or cannot be traced.
     """
-    call = example_args(model, example_inputs)
+    call = _call(model, example_inputs)
     root = copied(model)
     oracle = _Oracle(model, call)
     if trainable:
@@ -64,17 +69,17 @@ def trace(model: nn.Module, example_inputs: Any, *, trainable: bool = False) -> 
         raise BatchNormError(
             f"{type(model).__name__} cannot be traced. Symbolic tracing says: {first_line(stopped)}. "
             f"torch.export says: {first_line(error)}. "
-            "Rewrite the forward without Python control flow on values, or give the part that can be traced."
+            "Rewrite the forward without Python control flow on values, or give a part of the network."
         ) from error
 
 
-def example_args(model: nn.Module, example_inputs: Any) -> Call:
-    """Example inputs, a tensor, a tuple or list of arguments or a dict of named ones, as (args, kwargs) of one call."""
+def _call(model: nn.Module, example_inputs: Any) -> Call:
+    """Return example inputs as the (args, kwargs) of one call."""
     _check_model(model)
     if not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(example_inputs)):
         raise BatchNormError(
             f"example_inputs hold no tensor; got {reprlib.repr(example_inputs)}. Wanted a tensor, a tuple of arguments "
-            "or a dict of named ones. Of a shape such as (1, 3, 64, 64) make one: torch.randn(1, 3, 64, 64)"
+            "or a dict of named ones. For a shape such as (1, 3, 64, 64) make one: torch.randn(1, 3, 64, 64)"
         )
     match example_inputs:
         case dict():
@@ -102,13 +107,13 @@ def _check_model(model: nn.Module) -> None:
     for name, layer in model.named_modules():
         if isinstance(layer, torch.jit.ScriptModule) and "BatchNorm" in layer.original_name:
             raise BatchNormError(
-                f"{name!r} is a batch normalization in TorchScript, which nothing here can see into; "
+                f"{name!r} is a batch normalization in TorchScript, which cannot be read; "
                 "give the network as it was before torch.jit.script or torch.jit.trace"
             )
 
 
 class _Oracle:
-    """The model as it was given, in eval mode."""
+    """The given model in eval mode. Its output says what a graph of it must compute."""
 
     def __init__(self, model: nn.Module, call: Call) -> None:
         self.model = copied(model).eval()
@@ -118,26 +123,31 @@ class _Oracle:
         except Exception as error:
             raise does_not_run(model, f"example_inputs of {described(call)}", error) from error
         values = [x for x in pytree.tree_leaves(self.output) if isinstance(x, Tensor) and x.numel()]
-        if values and not any(x.isfinite().any() for x in values):  # nothing to compare a result with
+        if values and not any(x.isfinite().any() for x in values):  # then no result can be compared
             raise BatchNormError(
                 f"{type(model).__name__} gives no finite value for the example_inputs; look for inf or NaN in its "
                 "weights and statistics, or give other inputs"
             )
 
     def check(self, network: Network, *, twice: bool = False) -> Network:
-        """`network`, if in eval mode it computes what the model does, of `twice` the batch if wanted; else an error."""
+        """Return `network` if it computes what the model does in eval mode; otherwise raise.
+
+        Arguments:
+            network: The network to check.
+            twice: Compare on the example inputs twice in one batch, to see that the graph takes another batch size.
+        """
         wanted = run(self.model, doubled(self.call)) if twice else self.output
         module = network.as_module()
         with in_eval(module):
             error = largest_error(run(module, doubled(network.inputs) if twice else network.inputs), wanted)
         if error == float("inf"):
             raise BatchNormError(
-                "its forward returns another thing in training than in eval. Auxiliary outputs? Make the network "
+                "its forward returns another structure in training than in eval. Auxiliary outputs? Make the network "
                 "without them (torchvision: aux_logits=False)"
             )
         if not error <= _SAME:
             raise BatchNormError(
-                f"what was traced differs from the network in eval mode by {error:.1e}: its forward does one thing "
+                f"the traced graph differs from the network in eval mode by {error:.1e}: its forward does one thing "
                 "in training and another in eval, or is random"
             )
         return network
@@ -145,35 +155,35 @@ class _Oracle:
 
 def _trace_for_training(root: nn.Module, call: Call, oracle: _Oracle) -> Network:
     try:
-        graph, taken, decided = trace_symbolically(root, call, trainable=True)
-        network = oracle.check(_as_in_training(root, graph, taken))
-        return oracle.check(network, twice=True) if decided else network  # by the example's sizes, not by its batch's
+        traced = trace_symbolically(root, call, trainable=True)
+        network = oracle.check(_as_in_training(root, call, traced))
+        return oracle.check(network, twice=True) if traced.by_sizes else network  # by sizes, not by the batch size
     except Exception as error:
         raise BatchNormError(
             f"{type(root).__name__} cannot be traced for training: {first_line(error)}. Python control flow on values "
-            "cannot be followed, and `if self.training` around batch normalization is taken as in training; "
-            "give the part that can be traced."
+            "cannot be followed, and of `if self.training` around batch normalization the training branch is traced; "
+            "give a part of the network that can be traced."
         ) from error
 
 
-def _as_in_training(root: nn.Module, graph: fx.Graph, taken: Call) -> Network:
+def _as_in_training(root: nn.Module, call: Call, traced: Traced) -> Network:
     try:
-        return Network(root, graph, taken, trainable=True)
-    except Exception as error:  # in eval the network did run on them
+        return Network(root, traced.graph, call=call, inputs=traced.inputs, trainable=True)
+    except Exception as error:  # in eval mode the network did run on them
         raise BatchNormError(
-            f"its forward in training does not run on {described(taken)}: {first_line(error).rstrip('.')}. Auxiliary "
-            "outputs? Make the network without them (torchvision: aux_logits=False)"
+            f"its forward in training does not run on {described(traced.inputs)}: {first_line(error).rstrip('.')}. "
+            "Auxiliary outputs? Make the network without them (torchvision: aux_logits=False)"
         ) from error
 
 
 def _trace_for_eval(root: nn.Module, call: Call) -> Network:
-    graph, taken, _ = trace_symbolically(root, call, trainable=False)
-    return Network(root, graph, taken, trainable=False)
+    traced = trace_symbolically(root, call, trainable=False)
+    return Network(root, traced.graph, call=call, inputs=traced.inputs, trainable=False)
 
 
 def _trace_by_export(root: nn.Module, call: Call) -> Network:
     args, kwargs = call
-    batch = doubled(call)  # a batch of one is taken for a constant
+    batch = doubled(call)  # torch.export takes a batch of one for a constant
     dynamic = pytree.tree_map(
         lambda x: {0: torch.export.Dim.DYNAMIC} if isinstance(x, Tensor) and x.dim() else None, batch
     )
@@ -183,7 +193,7 @@ def _trace_by_export(root: nn.Module, call: Call) -> Network:
     for node in reversed(list(module.graph.nodes)):
         if node.op == "call_module":
             module.graph.erase_node(node)  # checks of the example's shapes
-    return Network(module, module.graph, call, trainable=False)
+    return Network(module, module.graph, call=call, inputs=call, trainable=False)
 
 
 def _by_name(names: list[str], inputs: Call) -> dict[str, Any]:
@@ -195,19 +205,19 @@ def _by_name(names: list[str], inputs: Call) -> dict[str, Any]:
 
 
 def _simplify(root: nn.Module) -> None:
-    """Bring a copy to eval mode, with every weight plain and none of our own layers in it."""
+    """Bring a copy to eval mode, with plain weights, and with torch's functions in place of our own layers."""
     root.eval()
     for layer in root.modules():
         _bake_hooks(layer)
         if parametrize.is_parametrized(layer):
             _bake_parametrizations(layer)
-        if isinstance(layer, _FusedBatchNorm):
+        if isinstance(layer, FusedBatchNorm):
             layer.__class__ = cast(Any, _Unfused)
             _match_dtypes(layer)
 
 
 def _bake_hooks(layer: nn.Module) -> None:
-    """Let weights that hooks compute before every forward be what they are."""
+    """Replace weights that hooks compute before every forward by their present values."""
     for key, hook in list(layer._forward_pre_hooks.items()):
         if isinstance(hook, WeightNorm | SpectralNorm | BasePruningMethod):
             hook.remove(layer)
@@ -215,7 +225,7 @@ def _bake_hooks(layer: nn.Module) -> None:
 
 
 def _bake_parametrizations(layer: nn.Module) -> None:
-    # torch's remove_parametrizations edits the class, which a copy shares with the model that was given
+    # torch's remove_parametrizations edits the class, which the copy shares with the given model.
     baked = {name: getattr(layer, name).detach().clone() for name in layer._modules["parametrizations"]._modules}  # pyright: ignore[reportOptionalMemberAccess]
     layer.__class__ = parametrize.type_before_parametrizations(layer)
     del layer._modules["parametrizations"]
@@ -224,7 +234,7 @@ def _bake_parametrizations(layer: nn.Module) -> None:
 
 
 def _match_dtypes(layer: _BatchNorm) -> None:
-    # In a half-precision network our statistics stay float32, and torch's function wants gamma and beta to be so too
+    # In a half-precision network our statistics stay float32. torch's function then wants float32 gamma and beta.
     for name, value in layer._parameters.items():
         if value is not None and layer.running_mean is not None:
             dtype = torch.promote_types(value.dtype, layer.running_mean.dtype)
@@ -232,12 +242,13 @@ def _match_dtypes(layer: _BatchNorm) -> None:
 
 
 class _Unfused(_BatchNorm):
-    """One of our own layers in eval mode, written out in torch's functions."""
+    """One of our own layers in eval mode, in torch's functions."""
 
     activation: str | None
     negative_slope: float
 
     def forward(self, input: Tensor) -> Tensor:
+        """Normalize, then apply the activation."""
         by_batch = self.running_mean is None
         y = F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, by_batch, 0.0, self.eps)
         match self.activation:

@@ -1,102 +1,90 @@
-"""How an affine map enters the weights of a convolution or linear layer, and which map a batch normalization is."""
+"""The affine map of a batch normalization, and how the weights of an affine layer take a map in.
+
+An affine call is a Linear, a convolution or a transposed convolution, as a layer or as a function.
+"""
 
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ...graph.network import Network
-from .affine import Affine, network_shape
+from .affine import Affine
 
 
 class Stuck(Exception):
-    """A map cannot go this way; the message says why."""
+    """A map cannot go this way. The message says why."""
 
 
 def normalization(network: Network, node: fx.Node) -> Affine | None:
-    """The map of a batch normalization in eval mode (Alg. 2, line 11), or None if it normalises by its own batch.
+    """Return the map of a batch normalization in eval mode (Alg. 2, line 11).
 
     scale = gamma / sqrt(Var[x] + eps), shift = beta - scale * E[x].
+
+    Returns:
+        The map, or None if the layer normalizes by the batch.
     """
-    mean, var, weight, bias, by_batch, eps = _statistics(network, node)
-    if mean is None or var is None or by_batch:
+    norm = _norm(network, node)
+    if norm.mean is None or norm.var is None or norm.by_batch:
         return None
-    scale = (_double(var) + eps).rsqrt()
-    scale = scale if weight is None else scale * _double(weight)
-    shift = -scale * _double(mean)
-    shift = shift if bias is None else shift + _double(bias)
-    shape = [1, -1] + [1] * (len(network_shape(network, node)) - 2)
+    scale = (_double(norm.var) + norm.eps).rsqrt()
+    scale = scale if norm.gamma is None else scale * _double(norm.gamma)
+    shift = -scale * _double(norm.mean)
+    shift = shift if norm.beta is None else shift + _double(norm.beta)
+    shape = [1, -1] + [1] * (len(network.shape(node)) - 2)
     return Affine(scale.reshape(shape), shift.reshape(shape))
 
 
 def statistics_device(network: Network, node: fx.Node) -> torch.device:
-    mean = _statistics(network, node)[0]
+    """Return the device of a batch normalization's running statistics."""
+    mean = _norm(network, node).mean
     return torch.device("cpu") if mean is None else mean.device
 
 
-def parameters(network: Network, node: fx.Node) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias of an affine call, in double."""
-    layer = network.layer(node)
-    if layer is not None:
-        weight, bias = layer.weight, layer.bias
-        if "weight" not in layer._parameters:
-            raise Stuck(f"the weight of {network.label(node)} is computed by a hook")
-    else:
-        weight, bias = (network.constant(network.argument(node, *place)) for place in (_WEIGHT, _BIAS))
-        if bias is None and network.argument(node, *_BIAS) is not None:
-            raise Stuck(f"the bias of {network.label(node)} is computed from the input")
-    if not isinstance(weight, Tensor):
-        raise Stuck(f"the weight of {network.label(node)} is computed from the input")
-    return _double(weight), _double(bias) if isinstance(bias, Tensor) else None
-
-
 def set_parameters(network: Network, node: fx.Node, weight: Tensor, bias: Tensor) -> None:
-    """Give one affine call a weight and bias of its own; other calls of the same layer keep theirs."""
-    layer = network.layer(node)
+    """Give an affine call a new weight and bias. Other calls of the same layer keep theirs."""
+    old, layer = _weight(network, node), network.layer(node)
     if layer is not None:
         if network.calls(layer) > 1:
             layer = copy.deepcopy(layer)
             node.target = network.add_layer(str(node.target), layer)
-        assert isinstance(layer.weight, Tensor)
-        layer.bias = _parameter(bias, layer.weight)
-        layer.weight = _parameter(weight, layer.weight)
+        layer.bias = _parameter(bias, old)
+        layer.weight = _parameter(weight, old)
         return
-    name, like = network.label(node), network.constant(network.argument(node, *_WEIGHT))
-    assert like is not None
+    name = network.label(node)
     for place, values in ((_WEIGHT, weight), (_BIAS, bias)):
-        _set_argument(network, node, place, f"{name}.{place[1]}", _parameter(values, like))
+        _set_argument(network, node, place, f"{name}.{place[1]}", _parameter(values, old))
 
 
 def scale_outputs(network: Network, node: fx.Node, after: Affine) -> tuple[Tensor, Tensor]:
-    """Weight and bias with which the call gives after(y) where it gave y."""
-    weight, bias = parameters(network, node)
-    scale, shift = _vectors(network, node, after)
+    """Return the weight and bias with which an affine call gives after(y) instead of y."""
+    weight, bias = _parameters(network, node)
+    scale, shift = _vectors(network, node, after, at=node)
     bias = shift if bias is None else scale * bias + shift
     if not _is_transposed(network, node):
         return weight * scale.reshape(-1, *[1] * (weight.dim() - 1)), bias
-    # (in, out / groups, ...): the output channels of one group stand on axis 1
+    # (in, out / groups, ...): axis 1 holds the output channels of one group
     grouped = weight.reshape(_groups(network, node), -1, *weight.shape[1:])
     scale = scale.reshape(grouped.shape[0], 1, -1, *[1] * (weight.dim() - 2))
     return (grouped * scale).reshape(weight.shape), bias
 
 
 def scale_inputs(network: Network, node: fx.Node, before: Affine) -> tuple[Tensor, Tensor]:
-    """Weight and bias with which the call does to x what it did to before(x)."""
-    weight, bias = parameters(network, node)
-    source = network.input(node)
-    assert source is not None
-    scale, shift = _vectors(network, source, before, like=node)
+    """Return the weight and bias with which an affine call gives for x what it gave for before(x)."""
+    weight, bias = _parameters(network, node)
+    scale, shift = _vectors(network, node, before, at=network.input(node))
     if bool(shift.any()) and _has_border(network, node):
         raise Stuck(f"it precedes {network.label(node)}, which would need another constant than zero at its border")
     if _is_transposed(network, node):
-        added = torch.zeros(network_shape(network, node)[1], dtype=torch.float64)
+        added = torch.zeros(network.shape(node)[1], dtype=torch.float64)
         weight = weight * scale.reshape(-1, *[1] * (weight.dim() - 1))
     else:
-        # (out, in / groups, ...): the input channels of one group stand on axis 1
+        # (out, in / groups, ...): axis 1 holds the input channels of one group
         grouped = weight.reshape(_groups(network, node), -1, *weight.shape[1:])
         scale, shift = (v.reshape(grouped.shape[0], 1, -1, *[1] * (weight.dim() - 2)) for v in (scale, shift))
         added = (grouped * shift).flatten(2).sum(2).flatten()
@@ -105,37 +93,70 @@ def scale_inputs(network: Network, node: fx.Node, before: Affine) -> tuple[Tenso
 
 
 def add_identity(network: Network, node: fx.Node, beside: Affine) -> tuple[Tensor, Tensor]:
-    """Weight and bias with which the call gives y + beside(x) where it gave y of the same x.
+    """Return the weight and bias with which an affine call gives y + beside(x) instead of y.
 
-    One tap of the kernel reads where the output is written; on it the map is a diagonal matrix.
+    One tap of the kernel reads x at the place of y. There the map is a diagonal matrix.
     """
-    weight, bias = parameters(network, node)
+    weight, bias = _parameters(network, node)
     tap = _own_tap(network, node)
     if tap is None:
         raise Stuck(f"{network.label(node)} has no tap that reads where it writes")
-    scale, shift = _vectors(network, node, beside)
+    scale, shift = _vectors(network, node, beside, at=node)
     channels = torch.arange(len(weight))
     weight = weight.clone()
     weight[(channels, channels % weight.shape[1], *tap)] += scale
     return weight, shift if bias is None else bias + shift
 
 
-_WEIGHT, _BIAS = (1, "weight"), (2, "bias")
+class _Norm(NamedTuple):
+    """The tensors and options of a batch normalization. `by_batch` is True if it ignores the running statistics."""
+
+    mean: Tensor | None
+    var: Tensor | None
+    gamma: Tensor | None
+    beta: Tensor | None
+    by_batch: bool
+    eps: float
 
 
-def _statistics(
-    network: Network, node: fx.Node
-) -> tuple[Tensor | None, Tensor | None, Tensor | None, Any, bool, float]:
-    """Mean, variance, weight, bias, whether it normalises by its own batch, and eps, of a batch normalization."""
+_WEIGHT, _BIAS = (1, "weight"), (2, "bias")  # position and name of an argument
+
+
+def _norm(network: Network, node: fx.Node) -> _Norm:
     layer = network.layer(node)
-    if layer is not None:
-        return layer.running_mean, layer.running_var, layer.weight, layer.bias, False, layer.eps  # pyright: ignore
-    # torch's function and operator, and F's, order them differently
-    order = (1, 2, 3, 4) if node.target is F.batch_norm else (3, 4, 1, 2)
+    if isinstance(layer, _BatchNorm):
+        return _Norm(layer.running_mean, layer.running_var, layer.weight, layer.bias, False, layer.eps)
+    # F.batch_norm takes the statistics first; torch.batch_norm and the exported operator take gamma and beta first.
+    positions = (1, 2, 3, 4) if node.target is F.batch_norm else (3, 4, 1, 2)
     names = ("running_mean", "running_var", "weight", "bias")
-    found = [network.constant(network.argument(node, *place)) for place in zip(order, names, strict=True)]
-    by_batch, eps = network.argument(node, 5, "training", False), network.argument(node, 7, "eps", 1e-5)
-    return found[0], found[1], found[2], found[3], by_batch is not False, eps
+    mean, var, gamma, beta = (
+        network.constant(network.argument(node, *place)) for place in zip(positions, names, strict=True)
+    )
+    by_batch = network.argument(node, 5, "training", False) is not False
+    return _Norm(mean, var, gamma, beta, by_batch, network.argument(node, 7, "eps", 1e-5))
+
+
+def _weight(network: Network, node: fx.Node) -> Tensor:
+    """Return the weight of an affine call as it is stored."""
+    layer = network.layer(node)
+    if layer is None:
+        weight, by = network.constant(network.argument(node, *_WEIGHT)), "from the input"
+    else:
+        weight, by = layer._parameters.get("weight"), "by a hook"
+    if weight is None:
+        raise Stuck(f"the weight of {network.label(node)} is computed {by}")
+    return weight
+
+
+def _parameters(network: Network, node: fx.Node) -> tuple[Tensor, Tensor | None]:
+    """Return weight and bias of an affine call in double precision."""
+    weight, bias = _double(_weight(network, node)), network.argument(node, *_BIAS)
+    if bias is None:
+        return weight, None
+    value = bias if isinstance(bias, Tensor) else network.constant(bias)
+    if value is None:
+        raise Stuck(f"the bias of {network.label(node)} is computed from the input")
+    return weight, _double(value)
 
 
 def _double(tensor: Tensor) -> Tensor:
@@ -143,17 +164,17 @@ def _double(tensor: Tensor) -> Tensor:
 
 
 def _parameter(values: Tensor, like: Tensor) -> nn.Parameter:
-    """`values` with the device, dtype and, if there are as many axes, memory format of `like`."""
+    """Return `values` with the device and dtype of `like`, and of the same shape with its memory format too."""
     learned = isinstance(like, nn.Parameter) and like.requires_grad
     laid_out = torch.empty_like(like) if values.shape == like.shape else like.new_empty(values.shape)
     return nn.Parameter(laid_out.detach().copy_(values), requires_grad=learned)
 
 
 def _set_argument(network: Network, node: fx.Node, place: tuple[int, str], path: str, values: nn.Parameter) -> None:
-    owner = path.rpartition(".")[0]
-    known = owner in dict(network.root.named_modules())
+    """Give a function a new parameter as its argument at `place`. Own it as `path`."""
+    path = path if _has_module(network.root, path.rpartition(".")[0]) else path.replace(".", "_")
     with network.graph.inserting_before(node):
-        given = network.graph.get_attr(network.add_tensor(path if known else path.replace(".", "_"), values))
+        given = network.graph.get_attr(network.add_tensor(path, values))
     given.meta["value"] = values.detach().to("meta")
     position, name = place
     before = network.argument(node, position, name)
@@ -167,13 +188,20 @@ def _set_argument(network: Network, node: fx.Node, place: tuple[int, str], path:
         network.erase(before)
 
 
-def _vectors(network: Network, node: fx.Node, map_: Affine, like: fx.Node | None = None) -> tuple[Tensor, Tensor]:
-    """The map at `node` per channel of the affine call `like` (or `node` itself)."""
-    shape = network_shape(network, node)
-    call = like or node
-    weight, _ = parameters(network, call)
-    axis = len(shape) - 1 if network.op(call) == "linear" else 1
-    batched = network.op(call) == "linear" or weight.dim() == len(shape)
+def _has_module(root: nn.Module, path: str) -> bool:
+    try:
+        root.get_submodule(path)
+    except AttributeError:
+        return False
+    return True
+
+
+def _vectors(network: Network, call: fx.Node, map_: Affine, *, at: fx.Node) -> tuple[Tensor, Tensor]:
+    """Return scale and shift per channel of the affine call, (C,) each, of a map at its input or output `at`."""
+    shape = network.shape(at)
+    linear = network.op(call) == "linear"
+    axis = len(shape) - 1 if linear else 1
+    batched = linear or _weight(network, call).dim() == len(shape)
     vectors = map_.vectors(axis, shape[axis]) if batched else None
     if vectors is None:
         raise Stuck(f"the channels of {network.label(call)} do not stand where the map varies")
@@ -189,7 +217,7 @@ def _groups(network: Network, node: fx.Node) -> int:
 
 
 def _has_border(network: Network, node: fx.Node) -> bool:
-    """Whether some output of a convolution sees less of its input than the others."""
+    """Return True if some outputs of a convolution read fewer inputs than others do."""
     if network.op(node) == "linear" or network.argument(node, None, "padding_mode", "zeros") != "zeros":
         return False
     padding = network.argument(node, 4, "padding", 0)
@@ -199,12 +227,12 @@ def _has_border(network: Network, node: fx.Node) -> bool:
 
 
 def _own_tap(network: Network, node: fx.Node) -> tuple[int, ...] | None:
-    """Index into the kernel of the tap that reads where the output is written, if shapes agree and there is one."""
-    source = network.input(node)
-    if source is None or network.shape(source) != network.shape(node) or _is_transposed(network, node):
+    """Return the index of the kernel's tap that reads x at the place of y, or None if there is none."""
+    source = network.input_or_none(node)
+    if source is None or not network.same_shape(source, node) or _is_transposed(network, node):
         return None
-    weight, _ = parameters(network, node)
-    rank = weight.dim() - 2
+    kernel = _weight(network, node).shape[2:]
+    rank = len(kernel)
     if rank == 0:
         return ()
     stride, padding, dilation = (
@@ -214,7 +242,7 @@ def _own_tap(network: Network, node: fx.Node) -> tuple[int, ...] | None:
     if padding is None or stride != (1,) * rank or dilation is None:
         return None
     tap = tuple(p // d for p, d in zip(padding, dilation, strict=True))
-    inside = all(t < size for t, size in zip(tap, weight.shape[2:], strict=True))
+    inside = all(t < size for t, size in zip(tap, kernel, strict=True))
     exact = all(p % d == 0 for p, d in zip(padding, dilation, strict=True))
     return tap if inside and exact else None
 
