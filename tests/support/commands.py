@@ -1,4 +1,4 @@
-"""Commands in processes of their own, forked from one that has imported everything: a new interpreter takes seconds."""
+"""Start commands in processes forked from one with all imports done: a new interpreter takes seconds."""
 
 import multiprocessing
 import os
@@ -8,16 +8,16 @@ from multiprocessing import forkserver
 from pathlib import Path
 
 FORKSERVER = multiprocessing.get_context("forkserver")
-FORKSERVER.set_forkserver_preload(["batchnorm.cli.main", "batchnorm.paper.show.progress", "torch.distributed.run"])
+FORKSERVER.set_forkserver_preload(["batchnorm.cli.main", "batchnorm.cli.inception_training", "torch.distributed.run"])
 
 
-def prepare():
-    """Begin to import; what runs meanwhile need not wait for it."""
+def preload():
+    """Start importing in the background."""
     forkserver.ensure_running()
 
 
-def started(*arguments, module="batchnorm.cli.main", output=os.devnull, **environment):
-    """`module` with these arguments, as the command line would run it; what it prints goes to the file `output`."""
+def start(*arguments, module="batchnorm.cli.main", output=os.devnull, **environment):
+    """Start `module` with these arguments, as the command line does. Append its output to the file `output`."""
     process = FORKSERVER.Process(target=_run, args=(module, list(map(str, arguments)), str(output), environment))
     process.start()
     return process

@@ -42,7 +42,10 @@ def test_the_ranks_never_drift_apart(world_size):
         own = sampler(rank=rank, world_size=world_size, batch_size=1)
         assert own.batch(steps - 2)[0][0] == 999
         assert own.batch(steps + 1)[0][0] == 1000
-    assert own.steps_per_epoch == pytest.approx(50 / world_size)
+
+
+def test_an_epoch_has_so_many_steps():
+    assert sampler(world_size=3, batch_size=4).steps_per_epoch == pytest.approx(50 / 3 / 4)
 
 
 @pytest.mark.parametrize("world_size", [2, 3])

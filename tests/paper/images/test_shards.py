@@ -63,8 +63,9 @@ def relabeled(path):
     """Lower every label of the shard by one. The number of bytes stays."""
     content = bytearray(path.read_bytes())
     with tarfile.open(path) as tar:
-        labels = [(m.offset_data, int(tar.extractfile(m).read())) for m in tar if m.name.endswith(".cls")]
-    for place, label in labels:
+        places = [member.offset_data for member in tar if member.name.endswith(".cls")]
+    for place in places:
+        label = int(content[place : place + 1])
         content[place : place + 1] = str(max(0, label - 1)).encode()
     path.write_bytes(content)
 

@@ -1,29 +1,14 @@
-"""Fig. 5 shape by shape; the variants and their learning rates; the small network."""
-
-from dataclasses import replace
+"""The network of Fig. 5: shapes, parameters, initial weights, errors."""
 
 import pytest
 import torch
 from torch import nn
 
 import batchnorm as bn
-from batchnorm.paper.inception.network import MODULES, SMALL, Inception, PerActivation
-from batchnorm.paper.inception.variants import (
-    BN_BASELINE,
-    BN_X5,
-    BN_X5_SIGMOID,
-    BN_X30,
-    BY_NAME,
-    ENSEMBLE,
-    INCEPTION,
-    INCEPTION_SIGMOID,
-    INCEPTION_X5,
-    VARIANTS,
-    learning_rate,
-    rescaled,
-)
+from batchnorm.paper.inception.network import MODULES, SMALL, Inception, Module, PerActivation
+from batchnorm.paper.inception.variants import ENSEMBLE, VARIANTS
 
-# Fig. 5: what each module puts out for a 224x224 image, (maps, side); 4c and 4d at the printed 576.
+# Fig. 5: the output of each module for a 224x224 image, (maps, side). 4c and 4d have the printed 576.
 OUTPUTS = {
     "3a": (256, 28), "3b": (320, 28), "3c": (576, 14), "4a": (576, 14), "4b": (576, 14),
     "4c": (576, 14), "4d": (576, 14), "4e": (1024, 7), "5a": (1024, 7), "5b": (1024, 7),
@@ -31,7 +16,7 @@ OUTPUTS = {
 
 
 def shapes(network, images):
-    """Name -> shape of what each module and each layer of the stem puts out."""
+    """Return the output shape of each module and each layer of the stem, by name."""
     seen = {}
     layers = {**network.inception, **{f"stem {name}": layer for name, layer in network.stem.named_children()}}
     handles = [
@@ -51,7 +36,7 @@ def test_every_output_of_fig_5(batch_norm):
     seen = shapes(network, torch.randn(2, 3, 224, 224))
     assert {name: seen[name] for name in OUTPUTS} == {n: (2, maps, side, side) for n, (maps, side) in OUTPUTS.items()}
     stem = [shape[1:3] for name, shape in seen.items() if name.startswith("stem")]
-    # 7x7/2 by channel and 1x1, pool, LRN, 1x1, 3x3, LRN, pool
+    # 7x7/2 by channel, 1x1, pool, LRN, 1x1, 3x3, LRN, pool
     assert stem == [(24, 112), (64, 112), (64, 56), (64, 56), (64, 56), (192, 56), (192, 56), (192, 28)]
 
 
@@ -67,13 +52,13 @@ def test_bn_stands_before_each_of_69_nonlinearities_and_takes_the_bias():
     assert all(layer.bias is None for layer in network.modules() if isinstance(layer, nn.Conv2d))
     plain = Inception(activation="sigmoid")
     assert sum(isinstance(layer, nn.Sigmoid) for layer in plain.modules()) == 69
-    # All but the depthwise half of the separable stem, which its 1x1 half follows with no nonlinearity between.
+    # Only the depthwise half of the separable stem has none: no nonlinearity stands between it and the 1x1 half.
     assert sum(c.bias is None for c in plain.modules() if isinstance(c, nn.Conv2d)) == 1
 
 
 def test_the_module_concatenates_its_four_branches_in_the_tables_order():
-    network = Inception(batch_norm=True, modules=("3a",), size=28, channels=1)
-    module = network.inception["3a"].eval()
+    module = Inception(batch_norm=True, modules=("3a",), size=28, channels=1).inception["3a"].eval()
+    assert isinstance(module, Module)
     x = torch.randn(2, 192, 28, 28)
     with torch.no_grad():
         one, three, double, pooled = (branch(x) for branch in module.branches)
@@ -98,7 +83,7 @@ def test_the_small_network_has_a_few_tens_of_thousands_of_parameters():
     assert sum(p.numel() for p in network.parameters()) == 74_698
 
 
-def test_per_activation_bn_has_a_gamma_per_location_and_normalises_over_the_batch_alone():
+def test_per_activation_bn_has_a_gamma_per_location_and_normalizes_over_the_batch_alone():
     network = Inception(10, batch_norm=True, channels=1, size=28, width=1 / 8, modules=SMALL, per_activation=("5b",))
     layers = [layer for layer in network.inception["5b"].modules() if isinstance(layer, PerActivation)]
     assert len(layers) == 7
@@ -113,7 +98,7 @@ def test_per_activation_bn_has_a_gamma_per_location_and_normalises_over_the_batc
 
 def test_initial_weights_keep_the_variance_and_scale():
     torch.manual_seed(0)
-    weight = Inception(batch_norm=True, init_scale=1.5).inception["5b"].branches[1][1][0].weight
+    weight = Inception(batch_norm=True, init_scale=1.5).get_parameter("inception.5b.branches.1.1.0.weight")
     assert weight.std().item() == pytest.approx(1.5 * (2 / (192 * 9)) ** 0.5, rel=0.01)
 
 
@@ -144,53 +129,3 @@ def test_every_variant_trains_and_folds(variant):
 def test_what_no_network_can_be_made_of_is_an_error(settings, message):
     with pytest.raises(bn.BatchNormError, match=message):
         Inception(**settings)
-
-
-def delta(new, old):
-    return {name: value for name, value in vars(new).items() if value != getattr(old, name) and name != "name"}
-
-
-def test_the_variants_are_those_of_section_4_2_2():
-    assert delta(BN_BASELINE, INCEPTION) == {"batch_norm": True}
-    assert delta(BN_X30, BN_X5) == {"lr": pytest.approx(0.045)}
-    assert delta(BN_X5_SIGMOID, BN_X5) == {"activation": "sigmoid"}
-    assert delta(INCEPTION_X5, INCEPTION) == {"lr": pytest.approx(0.0075)}
-    assert delta(INCEPTION_SIGMOID, INCEPTION) == {"activation": "sigmoid"}
-    assert (BN_X5.lr, BN_X5.batch_norm) == (pytest.approx(0.0075), True)
-    assert len(BY_NAME) == 13
-
-
-def test_the_ensemble_is_six_networks_on_bn_x30():
-    allowed = {"init_scale", "dropout", "per_activation"}
-    assert len(ENSEMBLE) == 6
-    assert all(delta(member, BN_X30) and delta(member, BN_X30).keys() <= allowed for member in ENSEMBLE)
-    assert len({tuple(delta(member, BN_X30).items()) for member in ENSEMBLE}) == 6
-    assert {member.dropout for member in ENSEMBLE} == {0, 0.05, 0.1}
-
-
-@pytest.mark.parametrize(
-    ("variant", "epoch", "rate"),
-    [
-        (INCEPTION, 0, 0.0015),
-        (INCEPTION, 7.99, 0.0015),
-        (INCEPTION, 8, 0.0015 * 0.96),
-        (INCEPTION, 80, 0.0015 * 0.96**10),
-        (BN_BASELINE, 16, 0.0015 * 0.96**2),
-        (BN_X5, 4, 0.0075 * 0.96**3),  # a sixth of 8 epochs: 4 are exactly three decays
-        (BN_X5, 3.99, 0.0075 * 0.96**2),
-        (BN_X30, 8, 0.045 * 0.96**6),
-        (BN_X5_SIGMOID, 8, 0.0075 * 0.96**6),
-        (INCEPTION_X5, 8, 0.0075 * 0.96),
-        (INCEPTION_SIGMOID, 8, 0.0015 * 0.96),
-        (replace(ENSEMBLE[0]), 8, 0.045 * 0.96**6),
-    ],
-    ids=lambda value: getattr(value, "name", value),
-)
-def test_the_learning_rate_of_each_variant(variant, epoch, rate):
-    assert learning_rate(variant, epoch) == pytest.approx(rate, rel=1e-12)
-
-
-def test_rescaling_keeps_how_the_variants_stand_to_one_another():
-    small = rescaled(BN_X30, lr=0.01, decay_every=0.6)
-    assert (small.lr, small.decay_every) == (pytest.approx(0.3), pytest.approx(0.1))
-    assert rescaled(INCEPTION, 0.01, 0.6).lr == pytest.approx(0.01)

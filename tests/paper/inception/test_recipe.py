@@ -1,4 +1,4 @@
-"""Sec. 4.2.1: the recipe, on a config of ours and on people's own."""
+"""The recipe of Sec. 4.2.1, on our variants and on configs of other types."""
 
 from collections import defaultdict
 from dataclasses import dataclass
@@ -7,6 +7,7 @@ from types import MappingProxyType
 import pytest
 
 import batchnorm as bn
+from batchnorm.paper.inception.recipe import accelerate
 from batchnorm.paper.inception.variants import BN_BASELINE
 
 
@@ -18,7 +19,7 @@ class Mine:
 
 
 def test_the_recipe_changes_all_that_the_paper_names_and_nothing_else():
-    faster = bn.accelerate(BN_BASELINE, times=5)
+    faster = accelerate(BN_BASELINE, times=5)
     changed = {name for name, value in vars(faster).items() if value != getattr(BN_BASELINE, name)}
     assert changed == {"lr", "dropout", "weight_decay", "decay_every", "lrn", "within_shard_shuffle", "distortion"}
     assert faster.lr == pytest.approx(0.0075)
@@ -29,13 +30,13 @@ def test_the_recipe_changes_all_that_the_paper_names_and_nothing_else():
 
 def test_a_config_of_other_fields_gets_what_applies():
     config = Mine()
-    assert bn.accelerate(config, times=30) == Mine(learning_rate=3.0, weight_decay=2e-5)
+    assert accelerate(config, times=30) == Mine(learning_rate=3.0, weight_decay=2e-5)
     assert config == Mine()
 
 
 def test_a_mapping_comes_back_as_one():
     config = {"lr": 0.1, "dropout": 0.5, "distortion": "none", "model": "mine"}
-    assert bn.accelerate(config) == {"lr": 0.5, "dropout": 0.0, "distortion": "none", "model": "mine"}
+    assert accelerate(config) == {"lr": 0.5, "dropout": 0.0, "distortion": "none", "model": "mine"}
     assert config["lr"] == 0.1
 
 
@@ -43,7 +44,7 @@ def test_a_mapping_comes_back_as_one():
     "config", [defaultdict(int, lr=0.1, dropout=0.5), MappingProxyType({"lr": 0.1, "dropout": 0.5})]
 )
 def test_any_mapping_keeps_its_type(config):
-    faster = bn.accelerate(config)
+    faster = accelerate(config)
     assert type(faster) is type(config)
     assert faster == {"lr": 0.5, "dropout": 0.0}
     assert config["lr"] == 0.1
@@ -65,4 +66,4 @@ def test_any_mapping_keeps_its_type(config):
 )
 def test_what_is_no_config_is_an_error(config, times, message):
     with pytest.raises(bn.BatchNormError, match=message):
-        bn.accelerate(config, times)
+        accelerate(config, times)

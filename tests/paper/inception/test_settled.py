@@ -8,7 +8,7 @@ import batchnorm as bn
 from batchnorm.paper.inception import jobs
 from batchnorm.paper.inception.config import InceptionConfig
 from batchnorm.paper.inception.settled import Settled, settled
-from batchnorm.paper.inception.variants import BN_X5
+from batchnorm.paper.inception.variants import BN_X5, INCEPTION
 
 CHOSEN = ("steps", "lr", "decay_every", "eval_every", "size", "width", "modules")
 
@@ -39,3 +39,33 @@ def test_each_variant_is_settled_once(monkeypatch):
     with pytest.raises(bn.BatchNormError, match="no images"):
         jobs.new_jobs("ensemble", InceptionConfig("fashion"), None)
     assert seen == [f"ensemble-{number}" for number in range(1, 7)]
+
+
+def test_the_defaults_for_fashion_are_a_small_network():
+    small = settled(InceptionConfig("fashion"), BN_X5)
+    assert (small.size, small.width, small.steps) == (28, 1 / 8, 3000)
+
+
+def test_the_defaults_for_other_images_are_the_papers():
+    large = settled(InceptionConfig("/imagenet"), BN_X5)
+    assert (large.size, large.width, large.steps, len(large.modules)) == (224, 1.0, 6_000_000, 10)
+    assert settled(InceptionConfig("/imagenet"), INCEPTION).steps == 31_000_000
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (InceptionConfig(), "name the images: --data FOLDER, or --data fashion"),
+        (InceptionConfig("fashion", steps=0), "steps must be at least 1; got 0"),
+        (InceptionConfig("fashion", batch_size=1), "batch-size must be at least 2; got 1"),
+        (InceptionConfig("fashion", lr=float("inf")), "lr must be a positive number; got inf"),
+        (InceptionConfig("fashion", decay_every=-1), "decay-every must be a positive number; got -1"),
+        (InceptionConfig("fashion", workers=-1), "workers must be at least 0; got -1"),
+        (InceptionConfig("fashion", threads=0), "threads must be at least 1; got 0"),
+        (InceptionConfig("fashion", modules=("9z",)), "modules: '9z' is not one of 3a, 3b"),
+        (InceptionConfig("fashion", width=1e-3), r"width 0\.001 leaves a layer"),
+    ],
+)
+def test_a_setting_out_of_range_is_named(config, message):
+    with pytest.raises(bn.BatchNormError, match=message):
+        settled(config, BN_X5)

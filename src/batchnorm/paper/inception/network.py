@@ -147,7 +147,7 @@ class Module(nn.Module):
 class PerActivation(nn.Module):
     """BN with a gamma and beta per activation, not per feature map: it normalizes each of C*H*W over N (Sec. 3.1)."""
 
-    def __init__(self, maps: int, side: int, activation: Activation) -> None:
+    def __init__(self, maps: int, side: int, activation: Activation | None) -> None:
         super().__init__()
         self.norm = BatchNorm1d(maps * side**2, activation=activation)
 

@@ -1,0 +1,53 @@
+"""The commands `evaluate` and `report`, on runs of batchnorm inception."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from batchnorm.cli.main import main
+
+
+@pytest.mark.parametrize("arguments", [["evaluate", "--data", "fashion"], ["report"]], ids=["evaluate", "report"])
+def test_a_command_without_runs_is_an_error(arguments, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["batchnorm", *arguments])
+    with pytest.raises(SystemExit, match="batchnorm: name the folder of at least one run"):
+        main()
+
+
+def read_evaluation(run):
+    """Return the newest evaluation of the run."""
+    return json.loads((run.folder / "evaluations.jsonl").read_text().splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def evaluated(tree, finished):
+    """Evaluate a run by the command, and return the run."""
+    with pytest.MonkeyPatch.context() as patch:
+        arguments = ["evaluate", str(finished.folder), "--data", tree, "--workers", "0"]
+        patch.setattr(sys, "argv", ["batchnorm", *arguments])
+        main()
+    return finished
+
+
+def test_evaluate_says_what_it_does_without_a_terminal(tree, finished, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["batchnorm", "evaluate", str(finished.folder), "--data", tree, "--workers", "0"])
+    main()
+    said = capsys.readouterr().out
+    assert "with every BN folded away" in said
+    assert "50 of 50 images" in said
+
+
+def test_evaluate_appends_its_accuracy_to_the_run(evaluated):
+    assert read_evaluation(evaluated)["top1"] == evaluated.rows()[-1]["top1"]
+
+
+def test_report_writes_figures_and_a_page(tree, evaluated, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["batchnorm", "report", str(evaluated.folder), "--out", str(tmp_path / "report")])
+    main()
+    assert {path.name for path in (tmp_path / "report").iterdir()} == {"figure2.png", "figure2.svg", "report.html"}
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert "BN-Inception multicrop" in page
+    assert f"{1 - read_evaluation(evaluated)['top1']:.2%}" in page
+    assert Path(tree).parent.name not in page  # A page to be shared names no path of this machine.

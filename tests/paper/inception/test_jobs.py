@@ -1,0 +1,87 @@
+"""The jobs that a command line asks for, and their folders."""
+
+from dataclasses import replace
+
+import pytest
+from support.inception_runs import TINY
+
+import batchnorm as bn
+from batchnorm.paper.images import shards as shard_module
+from batchnorm.paper.images.sources import open_both
+from batchnorm.paper.inception.config import InceptionConfig
+from batchnorm.paper.inception.jobs import GROUPS, NAMES, choose_jobs, new_jobs, resumed_jobs, runs
+from batchnorm.paper.inception.variants import BY_NAME
+from batchnorm.paper.training.run import Run
+
+
+def test_the_help_lists_every_variant_and_group():
+    assert (*BY_NAME, *GROUPS) == NAMES
+
+
+def test_all_creates_a_run_for_each_variant(tree, tmp_path):
+    jobs = choose_jobs("all", replace(TINY, data=tree), tmp_path / "all", None)
+    assert [job.variant.name for job in jobs] == [
+        "inception", "bn-baseline", "bn-x5", "bn-x30", "bn-x5-sigmoid", "inception-x5", "inception-sigmoid",
+    ]  # fmt: skip
+    assert all((job.folder / "config.json").exists() for job in jobs)
+
+
+def test_resuming_a_group_gives_the_same_jobs_in_the_same_order(tree, tmp_path):
+    jobs = new_jobs("all", replace(TINY, data=tree), tmp_path / "all")
+    assert resumed_jobs(tmp_path / "all") == jobs
+    assert choose_jobs(None, InceptionConfig(), None, tmp_path / "all") == jobs
+
+
+def test_the_headers_of_shards_are_read_once_for_a_group_and_every_resume(shards, tmp_path, monkeypatch):
+    read, original = [], shard_module.read_headers
+    monkeypatch.setattr(shard_module, "read_headers", lambda path: read.append(path.name) or original(path))
+    jobs = new_jobs("all", replace(TINY, data=shards), tmp_path / "all")
+    for job in [*jobs, *resumed_jobs(tmp_path / "all"), *resumed_jobs(tmp_path / "all" / "bn-x5")]:
+        open_both(job.config.data, job.index)
+    assert sorted(read) == [f"{split}-00000{number}.tar" for split in ("train", "val") for number in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (InceptionConfig("fashion", steps=0), "steps must be at least 1; got 0"),
+        (InceptionConfig("nowhere"), "--data nowhere is not a folder"),
+    ],
+)
+def test_nothing_is_written_if_settings_or_images_are_wrong(config, message, tmp_path):
+    with pytest.raises(bn.BatchNormError, match=message):
+        new_jobs("all", config, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_torchrun_wants_a_folder_named(monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    with pytest.raises(bn.BatchNormError, match="under torchrun name the run folder, --out"):
+        choose_jobs("bn-x5", replace(TINY, data="fashion"), None, None)
+
+
+def test_a_command_without_variant_or_resume_is_an_error():
+    with pytest.raises(bn.BatchNormError, match="name a variant, one of inception, bn-baseline"):
+        choose_jobs(None, InceptionConfig(), None, None)
+
+
+def test_resume_takes_no_other_settings(finished):
+    with pytest.raises(bn.BatchNormError, match="uses that run's own settings"):
+        choose_jobs("bn-x5", InceptionConfig(), None, finished.folder)
+
+
+def test_a_folder_without_runs_is_an_error(tmp_path):
+    with pytest.raises(bn.BatchNormError, match=r"has no config\.json"):
+        choose_jobs(None, InceptionConfig(), None, tmp_path)
+
+
+def test_a_run_of_another_experiment_is_an_error(tmp_path):
+    Run.create(tmp_path / "mnist", "mnist", {})
+    with pytest.raises(bn.BatchNormError, match="is a run of 'mnist'; wanted one of batchnorm inception"):
+        resumed_jobs(tmp_path / "mnist")
+
+
+def test_no_folder_is_an_error():
+    with pytest.raises(bn.BatchNormError, match="name the folder of at least one run of batchnorm inception"):
+        runs([])
