@@ -1,11 +1,11 @@
-"""How well `bn.insert(..., keep_function=)` keeps the function of torchvision's networks without batch normalization.
+"""Measure how well `bn.insert(..., batches=)` keeps the function of torchvision's networks without BN.
 
     python benchmarks/bench_insert.py [records/algorithm2/insert.json]
 
-Weights as each network starts, He's for convolutions; batches of noise. The error is the largest difference of the new
-network from the old one in eval mode on a batch that neither has seen, relative to the largest output, in float32;
-before that the old network's checkpoint is loaded into the new one, and misfits are keys that then lack or are over
-but for those of the new layers and of dropped biases.
+The weights are random: He's for convolutions, else as each network starts. The batches are noise. The error is the
+largest difference of the new network from the old one in eval mode on a batch that neither has seen, relative to the
+largest output, in float32. Before that the old network's checkpoint is loaded into the new one. Misfits are missing and
+unexpected keys, except those of the new layers and of dropped biases.
 """
 
 from __future__ import annotations
@@ -37,21 +37,21 @@ def measure(name: str) -> dict[str, Any]:
             if layer.bias is not None:
                 nn.init.normal_(layer.bias, std=0.1)
     batches = [torch.randn(8, 3, 64, 64) for _ in range(3)]
-    result = bn.insert(model, batches[0], keep_function=batches)
+    result = bn.insert(model, batches[0], batches=batches)
     misfits = load_old(result, model.state_dict())
     unseen = torch.randn(8, 3, 64, 64)
     wanted = model(unseen)
     error = float((result.model(unseen) - wanted).abs().max() / wanted.abs().max())
-    counts = {action: sum(row.action == action for row in result.rows) for action in ("inserted", "skipped")}
+    counts = {"inserted": result.inserted, "skipped": result.skipped}
     return {"network": name, **counts, "error": error, **misfits}
 
 
 def load_old(result: bn.InsertResult, checkpoint: dict[str, torch.Tensor]) -> dict[str, Any]:
-    """Load the plain network's checkpoint: what does not fit, but for the new layers' keys and the dropped biases."""
+    """Load the plain network's checkpoint. Return what does not fit."""
     found = result.model.load_state_dict(checkpoint, strict=False)
-    placed = [row for row in result.rows if row.action == "inserted"]
+    placed = [row for row in result.rows if row.outcome == "inserted"]
     new = {f"{row.layer}.{key}" for row in placed for key in NORM_KEYS}
-    dropped = {f"{row.place}.bias" for row in placed if row.bias == "dropped"}
+    dropped = {f"{row.name}.bias" for row in placed if row.bias == "dropped"}
     return {
         "keys_loaded": len(checkpoint) - len(found.unexpected_keys),
         "biases_dropped": len(dropped),

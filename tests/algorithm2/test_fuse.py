@@ -280,7 +280,11 @@ def test_a_fused_network_folds():
 
 def test_the_result_prints_as_a_table():
     model = nn.Sequential(nn.BatchNorm2d(3), nn.ReLU(), nn.BatchNorm2d(3), nn.Tanh(), nn.SyncBatchNorm(3)).eval()
-    lines = str(bn.fuse(model, torch.randn(IMAGE))).splitlines()
+    result = bn.fuse(model, torch.randn(IMAGE))
+    lines = str(result).splitlines()
+    assert [row.outcome for row in result.rows] == ["fused", "swapped", "kept"]
+    assert (result.fused, result.swapped, result.kept) == (1, 1, 1)
+    assert lines[0].split() == ["name", "outcome", "activation", "reason"]
     assert lines[2].split() == ["0", "fused", "relu"]
     assert lines[3].split() == ["2", "swapped", "Tanh", "follows", "it"]
     assert lines[4].split() == ["4", "kept", "SyncBatchNorm", "has", "no", "fused", "counterpart"]

@@ -236,6 +236,15 @@ def test_a_bias_that_its_layer_needs_elsewhere_stays_there():
     assert biases(result) == {"fc": "dropped"}
 
 
+def test_a_bias_that_is_computed_from_parameters_is_dropped_with_them():
+    model = Model(lambda m, x: F.linear(x, m.fc.weight, 2 * m.fc.bias).relu(), fc=lambda: nn.Linear(4, 4)).train()
+    x = randn(16, 4)
+    result = bn.insert(model, x)
+    assert_close(result.model(x), normalized(model.fc(x)).relu())
+    assert biases(result) == {"fc": "dropped"}
+    assert [name for name, _ in result.model.named_parameters()] == ["fc.weight", "fc_bn.weight", "fc_bn.bias"]
+
+
 def test_weight_norm_stays():
     layer = nn.utils.parametrizations.weight_norm(nn.Linear(4, 4))
     model, x = nn.Sequential(layer, nn.ReLU()).train(), randn(16, 4)
@@ -558,6 +567,7 @@ def test_a_weight_that_is_computed_is_skipped():
 def test_the_result_prints_as_a_table():
     result = bn.insert(Net(), IMAGES, where="head", remove="lrn", batches=data())
     lines = str(result).splitlines()
+    assert (result.inserted, result.removed, result.skipped) == (1, 1, 2)
     assert lines[0].split() == ["name", "outcome", "layer", "bias", "reason"]
     assert lines[2].split() == ["features.2", "removed"]
     assert lines[3].split() == ["features.0", "skipped", "left", "out", "by", "where"]
@@ -576,7 +586,7 @@ def test_a_network_that_cannot_be_traced_is_an_error():
     ("layers", "summary"),
     [
         ([nn.Conv2d(3, 3, 1)], "0 inserted, 0 removed, 0 skipped: the network has no nonlinearity"),
-        ([nn.ReLU()] * 5, "0 inserted, 0 removed, 5 skipped: 0: not fed by an affine layer, but by the network's input"),
+        ([nn.ReLU()] * 5, "0 inserted, 0 removed, 5 skipped: 0: not fed by an affine layer, but by the network's in"),
         ([nn.Conv2d(3, 3, 1), nn.ReLU()], "1 inserted, 0 removed, 0 skipped"),
     ],
 )

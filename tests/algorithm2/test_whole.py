@@ -1,4 +1,4 @@
-"""The four steps of Algorithm 2 after one another, on random networks."""
+"""The four steps of Algorithm 2 one after another, on random networks."""
 
 import copy
 import re
@@ -127,6 +127,7 @@ def test_the_page_runs_and_prints_what_it_says(capsys):
         if kind == "python":
             exec(compile(block, "algorithm2.md", "exec"), names)
         else:
-            assert block in capsys.readouterr().out
+            table = block.partition("; relative error")[0]  # the error itself depends on the machine
+            assert table in capsys.readouterr().out
     assert [kind for kind, _ in blocks].count("text") == 3
     assert ", 0 BN left" in capsys.readouterr().out

@@ -12,6 +12,10 @@ from batchnorm.graph.trace import trace
 IMAGE = (2, 4, 7, 7)
 
 
+def find(network, op):
+    return next(node for node in network.graph.nodes if network.op(node) == op)
+
+
 def ops(model, x, **options):
     network = trace(model, x, **options)
     return [network.op(node) for node in network.graph.nodes if node.op.startswith("call")]
@@ -90,6 +94,61 @@ def test_the_source_is_seen_through_what_only_reshapes():
 def test_shapes_are_those_of_the_example():
     network = trace(nn.Sequential(nn.Conv2d(4, 6, 3), nn.Flatten()), torch.randn(IMAGE))
     assert [network.shape(node) for node in network.graph.nodes] == [(2, 4, 7, 7), (2, 6, 5, 5), (2, 150), (2, 150)]
+
+
+def chunked(_layers, x):
+    first, second = x.chunk(2, 1)
+    return torch.cat([first.reshape_as(second), second, second], 1) + 1
+
+
+def test_an_output_that_is_no_tensor_has_no_shape():
+    network = trace(Call(chunked), torch.randn(IMAGE))
+    chunk, half = (find(network, op) for op in ("chunk", "getitem"))
+    assert [network.gives_tensor(node) for node in (chunk, half)] == [False, True]
+    assert [network.gives_tuple_of_tensors(node) for node in (chunk, half)] == [True, False]
+    assert not network.same_shape(chunk, half)
+    with pytest.raises(TypeError, match="chunk gives tuple, which has no shape"):
+        network.shape(chunk)
+
+
+def test_same_shape_is_of_all():
+    network = trace(Call(chunked), torch.randn(IMAGE))
+    cat, add, half = (find(network, op) for op in ("cat", "add", "getitem"))
+    assert network.same_shape(cat, add)
+    assert not network.same_shape(cat, add, half)
+
+
+def test_values_come_from_tensors_behind_tuples_and_not_from_shapes():
+    network = trace(Call(chunked), torch.randn(IMAGE))
+    (x,) = network.graph.find_nodes(op="placeholder")
+    first, second = [node for node in network.graph.nodes if network.op(node) == "getitem"]
+    reshaped, cat = find(network, "reshapeas"), find(network, "cat")
+    assert network.data_inputs(first) == [x]
+    assert network.data_inputs(reshaped) == [first]
+    assert network.data_inputs(cat) == [reshaped, second]
+    assert network.data_users(x) == [first, second]
+    assert network.data_users(second) == [cat]
+
+
+def test_an_argument_that_is_no_node_is_no_input():
+    network = trace(Call(lambda _, x: 2 - x), torch.randn(IMAGE))
+    sub = find(network, "sub")
+    assert network.input_or_none(sub) is None
+    assert network.input(sub, 1).op == "placeholder"
+    with pytest.raises(TypeError, match="argument 0 of sub is no output of another call"):
+        network.input(sub)
+
+
+def test_the_call_is_kept_as_it_was_given_and_as_the_graph_takes_it():
+    x = torch.randn(IMAGE)
+    network = trace(TwoArguments(), {"x": x, "scale": 2.0})
+    assert network.call == ((), {"x": x, "scale": 2.0})
+    assert network.inputs == ((x,), {})
+
+
+class TwoArguments(nn.Module):
+    def forward(self, x, scale):
+        return x * scale
 
 
 def test_constants_are_found_and_evaluated():

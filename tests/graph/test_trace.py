@@ -1,6 +1,7 @@
 """From a model to its graph: any control flow on shapes, any way to call, and a graph that trains as the model does."""
 
 import copy
+from typing import Any, cast
 
 import pytest
 import torch
@@ -172,7 +173,7 @@ def test_sizes_of_the_example_decide_in_a_graph_that_trains(size):
     [
         (lambda y: y.sum() > 0, r"its control flow depends on values \(it is a tensor\)"),
         (lambda y: y.sum().item() > 0, r"its control flow depends on values \(.*meta tensors"),
-        (lambda y: y.shape[0] == 2, "one thing in training and another in eval|another structure in training than in eval"),
+        (lambda y: y.shape[0] == 2, "one thing in training and another in eval|another structure in training"),
     ],
     ids=["tensor", "number", "batch"],
 )
@@ -194,7 +195,7 @@ def test_inputs_that_the_network_does_not_run_on_are_refused(trainable):
 @pytest.mark.parametrize("trainable", [False, True])
 def test_an_output_without_a_finite_value_is_refused_since_nothing_can_be_compared(trainable):
     model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
-    nn.init.constant_(model[0].weight, float("nan"))
+    nn.init.constant_(model.get_parameter("0.weight"), float("nan"))
     with pytest.raises(bn.BatchNormError, match=r"^Sequential gives no finite value for the example_inputs; look for"):
         trace(model, torch.randn(3, 4), trainable=trainable)
 
@@ -235,7 +236,7 @@ def test_auxiliary_outputs_in_training_are_named():
 # Ways to call
 
 
-class Any(nn.Module):
+class AnyArguments(nn.Module):
     def __init__(self):
         super().__init__()
         self.norm = nn.BatchNorm1d(4)
@@ -248,7 +249,7 @@ class Any(nn.Module):
 def test_variable_and_named_arguments(trainable):
     x = [torch.randn(3, 4) for _ in range(4)]
     for example in ((x[0], x[1], x[2]), {"first": x[0], "mask": x[3]}, {"first": x[0], "scale": 2.0}):
-        network, model = trace(Any(), example, trainable=trainable), Any().eval()
+        network, model = trace(AnyArguments(), example, trainable=trainable), AnyArguments().eval()
         call = ((), example) if isinstance(example, dict) else (example, {})
         assert largest_error(run(network.as_module().eval(), network.inputs), run(model, call)) < 1e-6
 
@@ -264,11 +265,15 @@ def test_a_list_of_tensors(trainable):
     assert largest_error(run(network.as_module(), (example, {})), run(model, (example, {}))) < 1e-6
 
 
+def add_one(_module: nn.Module, _args: Any, output: Any) -> Any:
+    return output + 1
+
+
 @pytest.mark.parametrize("trainable", [False, True])
 def test_hooks_around_the_network_are_kept(trainable):
     model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
     model.register_forward_pre_hook(lambda _, args: (2 * args[0],))
-    model.register_forward_hook(lambda _, __, output: output + 1)
+    model.register_forward_hook(add_one)
     model.register_forward_hook(lambda _, args, _kwargs, output: output * args[0].mean(), with_kwargs=True)
     x = torch.randn(3, 4)
     module = trace(model, x, trainable=trainable).as_module().eval()
@@ -291,10 +296,11 @@ def test_a_wrapper_is_refused_by_name(wrapped, inside):
 @pytest.mark.parametrize("trainable", [False, True])
 def test_a_compiled_part_is_seen_through(trainable):
     inside = nn.Sequential(nn.BatchNorm1d(4), nn.ReLU())
-    model, x = nn.Sequential(nn.Linear(4, 4), torch.compile(inside, backend="eager")).eval(), torch.randn(3, 4)
+    compiled = cast(nn.Module, torch.compile(inside, backend="eager"))
+    model, x = nn.Sequential(nn.Linear(4, 4), compiled).eval(), torch.randn(3, 4)
     network = trace(model, x, trainable=trainable)
     assert sum(map(network.is_batch_norm, network.graph.nodes)) == 1
-    torch.testing.assert_close(network.as_module()(x), model[1]._orig_mod(model[0](x)))
+    torch.testing.assert_close(network.as_module()(x), inside(model[0](x)))
 
 
 # torch.jit warns that it is old; it is still what some networks are made of
