@@ -1,10 +1,12 @@
 """The recipe of Sec. 4.2.1, on our variants and on configs of other types."""
 
+import re
 from collections import defaultdict
 from dataclasses import dataclass
 from types import MappingProxyType
 
 import pytest
+from support.paths import ROOT
 
 import batchnorm as bn
 from batchnorm.paper.inception.recipe import accelerate
@@ -67,3 +69,10 @@ def test_any_mapping_keeps_its_type(config):
 def test_what_is_no_config_is_an_error(config, times, message):
     with pytest.raises(bn.BatchNormError, match=message):
         accelerate(config, times)
+
+
+def test_the_example_in_the_docs_prints_what_it_says(capsys):
+    page = (ROOT / "docs" / "inception.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(compile(code, "docs/inception.md", "exec"), {})
+    assert capsys.readouterr().out == code.splitlines()[-1].removeprefix("# ") + "\n"
