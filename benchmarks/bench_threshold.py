@@ -1,9 +1,11 @@
-"""Below how many values torch is faster than the way to the kernel: python benchmarks/bench_threshold.py.
+"""Find the size from which the kernel is faster than torch: python benchmarks/bench_threshold.py.
 
-Forward and backward in training, and forward in inference, of three contenders that take turns: a layer of ours by the
-kernel, the same by torch's operations ("fallback"), and torch's own layer, with an in-place ReLU where ours has one
-fused ("layer"). Medians, over many rounds, of their times over the kernel's. `FEWEST_IN_INFERENCE` in functional.py is
-about the size from which the kernel is no slower than the fallback without an activation; with one it is faster there.
+Three contenders take turns: our layer by the kernel, the same layer by torch's operations ("fallback"), and torch's
+own layer ("layer"), followed by an in-place ReLU where our layer applies one. Each row has the forward and backward in
+training, and the forward in inference. A ratio is the median over the rounds of a contender's time over the kernel's.
+
+`FEWEST_IN_INFERENCE` in kernels/dispatch.py is about the size from which the kernel is no slower than the fallback
+without an activation. With one the kernel is faster there.
 """
 
 from __future__ import annotations
@@ -21,8 +23,8 @@ from machine import described
 from torch import Tensor, nn
 
 import batchnorm as bn
-from batchnorm import functional
-from batchnorm.kernels import bindings
+from batchnorm.kernels import bindings, dispatch
+from batchnorm.kernels.activation import Activation
 
 FLAT = [(32, 4), (32, 32), (32, 64), (60, 100), (128, 64), (128, 128), (256, 128)]
 SHORT = [(256, 512, 3, 3), (128, 128, 14, 1), (65536, 3, 2, 2)]  # maps of fewer values than a vector has
@@ -52,7 +54,7 @@ def compare(runs: Runs, rounds: int) -> dict[str, float]:
     }
 
 
-def row(shape: tuple[int, ...], channels_last: bool, activation: functional.Activation | None, rounds: int) -> dict:
+def row(shape: tuple[int, ...], channels_last: bool, activation: Activation | None, rounds: int) -> dict:
     x, dz = torch.randn(shape), torch.randn(shape)
     if channels_last:
         x, dz = (t.contiguous(memory_format=torch.channels_last) for t in (x, dz))
@@ -95,7 +97,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="where to write the JSON")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    functional.FEWEST_IN_INFERENCE = 1
+    dispatch.FEWEST_IN_INFERENCE = 1
     rows = []
     for shape in FLAT + SHORT + MAPS:
         for last in (False, True) if len(shape) > 2 else (False,):

@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 
 import batchnorm as bn
-from batchnorm.kernels import bindings
 
 
 def described(kept: bool = False) -> dict[str, str]:
@@ -20,7 +19,7 @@ def described(kept: bool = False) -> dict[str, str]:
     return {
         "cpu": cpu(),
         "torch": torch.__version__,
-        "kernels": bindings._kernels.target() if bn.kernels_available() else "none",
+        "kernels": bn.kernel_target() or "none",
         "malloc": "M_MMAP_MAX=0, M_TRIM_THRESHOLD=-1, M_TOP_PAD=64M for all contenders" if kept else "default",
         "commit": commit.stdout.strip(),
         "date": time.strftime("%Y-%m-%d"),

@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from batchnorm import functional
+from batchnorm.kernels import dispatch
 
 settings.register_profile("seeded", derandomize=True)
 settings.load_profile("seeded")
@@ -23,4 +23,4 @@ def _one_thread():
 @pytest.fixture
 def small_tensors_too(monkeypatch):
     """The kernel takes them in inference too, where torch is faster."""
-    monkeypatch.setattr(functional, "FEWEST_IN_INFERENCE", 1)
+    monkeypatch.setattr(dispatch, "FEWEST_IN_INFERENCE", 1)

@@ -8,10 +8,12 @@ from support import reference
 import batchnorm as bn
 from batchnorm import functional
 from batchnorm.functional import batch_norm
+from batchnorm.kernels import bindings, dispatch
+from batchnorm.kernels.bindings import Running
 
 SHAPES = [(8, 3), (4, 3, 5), (4, 3, 5, 7), (2, 3, 4, 2, 3), (2, 1), (1, 2, 3)]
 ACTIVATIONS = [None, "relu", "leaky_relu", "sigmoid"]
-needs_kernels = pytest.mark.skipif(not bn.kernels_available(), reason="built without the compiled kernels")
+needs_kernels = pytest.mark.skipif(bn.kernel_target() is None, reason="built without the compiled kernels")
 
 
 def draw(shape, dtype=torch.float64, seed=0):
@@ -102,16 +104,16 @@ def test_a_batch_that_is_not_finite_leaves_running_statistics_alone(bad):
 def test_statistics_whose_sum_overflows_are_still_finite():
     running_mean, running_var = torch.zeros(4), torch.ones(4)
     mean = torch.full((4,), 2e38)
-    assert bn.functional.update_running(running_mean, running_var, mean, torch.ones(4), 1.0)
+    assert dispatch.update_running(Running(running_mean, running_var, 1.0), mean, torch.ones(4))
     assert torch.equal(running_mean, mean)
 
 
 def test_traced_update_agrees_with_the_eager_one():
     eager, traced = [(torch.arange(3.0), torch.ones(3)) for _ in range(2)]
-    compiled = torch.compile(bn.functional.update_running, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(dispatch.update_running, fullgraph=True, backend="aot_eager")
     for batch in (torch.tensor([4.0, 5.0, 6.0]), torch.tensor([1.0, float("nan"), 3.0])):
-        finite = bn.functional.update_running(*eager, batch, batch, 0.25)
-        assert bool(compiled(*traced, batch, batch, 0.25)) == finite
+        finite = dispatch.update_running(Running(*eager, 0.25), batch, batch)
+        assert bool(compiled(Running(*traced, 0.25), batch, batch)) == finite
     torch.testing.assert_close(traced, eager, rtol=0, atol=0)
 
 
@@ -232,10 +234,15 @@ def test_the_kernel_takes_batches_of_any_size_in_training(places):
 
 @needs_kernels
 @pytest.mark.parametrize(
-    ("places", "kernel"), [(functional.FEWEST_IN_INFERENCE - 1, False), (functional.FEWEST_IN_INFERENCE, True)]
+    ("places", "kernel"), [(dispatch.FEWEST_IN_INFERENCE - 1, False), (dispatch.FEWEST_IN_INFERENCE, True)]
 )
 def test_small_tensors_are_torchs_in_inference(places, kernel, monkeypatch):
     called = []
-    monkeypatch.setattr(functional.bindings, "inference", lambda x, *_: called.append(True) or x)
+    monkeypatch.setattr(bindings, "inference", lambda x, *_: called.append(True) or x)
     batch_norm(torch.randn(places, 1), torch.zeros(1), torch.ones(1))
     assert bool(called) is kernel
+
+
+def test_the_module_exposes_batch_norm_alone():
+    own = [name for name, value in vars(functional).items() if getattr(value, "__module__", "") == functional.__name__]
+    assert functional.__all__ == own == ["batch_norm"]

@@ -1,7 +1,8 @@
-"""`BatchNorm1d`, `2d`, `3d`: parameters, buffers, train and eval around `functional`."""
+"""The layers `BatchNorm1d`, `BatchNorm2d` and `BatchNorm3d`: parameters, buffers, train and eval mode."""
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -11,8 +12,10 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from . import functional
-from .functional import Activation
+from .kernels import dispatch
+from .kernels.activation import Activation
+from .kernels.bindings import Running
+from .kernels.checks import check_activation, check_running
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -20,41 +23,42 @@ if TYPE_CHECKING:
 _STATISTICS = ("running_mean", "running_var")
 
 
-class _FusedBatchNorm(_BatchNorm):
-    """Batch normalization over axis 1, fused with the nonlinearity that follows it: z = g(BN(x)) (Sec. 3.2).
+class FusedBatchNorm(_BatchNorm):
+    """Normalize over axis 1 and apply the activation that follows: z = g(BN(x)) (Sec. 3.2).
 
-    y = weight * (x - mean) / sqrt(var + eps) + bias.
+    y = weight * (x - mean) / sqrt(var + eps) + bias, and z = g(y).
 
-    A drop-in for torch's layer of the same name: a subclass of it, with the same `state_dict` both ways. It differs
-    where torch's loses something:
-
-    - running statistics stay float32 in a `.half()` or `.bfloat16()` network (torch's bfloat16 mean sticks at 96
-      where the truth is 100);
-    - a batch whose mean or variance is not finite leaves the running statistics and `num_batches_tracked` as they
-      were, with one warning a layer in eager mode on the CPU (elsewhere silently: a device would have to wait);
-    - `momentum=None`, the cumulative average, works under `torch.compile(fullgraph=True)`.
-
-    Training: normalises by the batch's mean and biased variance; the running statistics move by `momentum` towards
-    its mean and unbiased variance. Eval: normalises by the running statistics, or by the batch's own if
+    Training normalizes by the mean and the biased variance of the batch. The running statistics move by `momentum`
+    toward its mean and unbiased variance. Eval normalizes by the running statistics, or by the batch if
     `track_running_stats=False`.
 
-    Torch's tools that take any batch norm for an affine map, such as `SyncBatchNorm.convert_sync_batchnorm` and
-    `torch.nn.utils.fusion`, don't know of `activation` and drop it: use them on layers with `activation=None`.
+    The layer is a subclass of torch's layer of the same name, and either loads the other's `state_dict`. It differs
+    from torch's layer in three ways:
+
+    - Running statistics stay float32 in a `.half()` or `.bfloat16()` network. (A bfloat16 running mean in torch stops
+      at 96 where the true mean is 100.)
+    - A batch whose mean or variance is not finite changes neither the running statistics nor `num_batches_tracked`. In
+      eager mode on the CPU the layer warns once. Elsewhere it is silent, because a warning would have to wait for the
+      device.
+    - `momentum=None`, the cumulative average, works under `torch.compile(fullgraph=True)`.
+
+    Some of torch's tools replace any batch norm by an affine map, such as `SyncBatchNorm.convert_sync_batchnorm` and
+    `torch.nn.utils.fusion`. They do not know `activation` and drop it. Use them on layers with `activation=None` only.
 
     Arguments:
         num_features: C, the size of axis 1.
         eps: added to the variance, inside the square root.
-        momentum: weight of the *new* batch in the running statistics (1 minus Caffe's and Keras's); None averages
+        momentum: weight of the *new* batch in the running statistics (1 minus that of Caffe and Keras). None averages
             all batches equally.
         affine: learn gamma (`weight`) and beta (`bias`), (C,) each.
         track_running_stats: keep `running_mean`, `running_var` and `num_batches_tracked`.
         activation: None, "relu", "leaky_relu" or "sigmoid".
-        negative_slope: of the leaky ReLU.
-        device, dtype: of parameters and buffers, as in torch; statistics are float32 at least.
-        **torch_options: what newer torch layers take besides, such as `bias=False`.
+        negative_slope: slope of the leaky ReLU below 0.
+        device, dtype: of parameters and buffers, as in torch. Statistics are float32 at least.
+        **torch_options: other arguments of torch's layer, such as `bias=False` in recent versions.
 
     Raises:
-        BatchNormError: an unknown activation; in training, a batch with one value per channel.
+        BatchNormError: the activation is unknown. In training, also if the batch has one value per channel.
     """
 
     activation: Activation | None = None
@@ -75,39 +79,31 @@ class _FusedBatchNorm(_BatchNorm):
         negative_slope: float = 0.01,
         **torch_options: Any,
     ) -> None:
-        functional.check_activation(activation)
+        check_activation(activation)
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, **torch_options)
         self.activation = activation
         self.negative_slope = negative_slope
-        self._widen_statistics()
+        self.widen_statistics()
 
     def forward(self, input: Tensor) -> Tensor:
-        if isinstance(input, Proxy):  # torch.fx takes layers of torch's own modules as leaves, and only those
+        """Normalize `input`, and in training move the running statistics in place."""
+        if isinstance(input, Proxy):  # torch.fx makes leaves of layers from torch's own modules only
             tracer = input.tracer
             return tracer.create_proxy("call_module", tracer.path_of_module(self), (input,), {})  # pyright: ignore[reportAttributeAccessIssue, reportReturnType]
         self._check_input_dim(input)
         running_mean, running_var = self.running_mean, self.running_var
-        fused = (self.weight, self.bias, self.eps, self.activation, self.negative_slope)
+        settings = (self.weight, self.bias, self.eps, self.activation, self.negative_slope)
         tracks = self.training and self.track_running_stats and input.numel() > 0
         if tracks and running_mean is not None and running_var is not None:
-            z, finite = functional.normalize_and_track(
-                input, running_mean, running_var, self._momentum(), *fused, self.num_batches_tracked
-            )
+            running = Running(running_mean, running_var, self._momentum(), self.num_batches_tracked)
+            z, finite = dispatch.normalize_and_track(input, *settings, running)
             if finite is False:
                 self._warn()
             return z
         if self.training or running_mean is None or running_var is None:
-            functional.check_running(input, running_mean, running_var)
-            return functional.normalize_by_batch(input, *fused)[0]
-        return functional.normalize(input, running_mean, running_var, *fused)
-
-    def track(self, mean: Tensor, var: Tensor) -> None:
-        """Move the running statistics towards a batch's mean and unbiased variance, (C,) each, and count the batch."""
-        running_mean, running_var = self.running_mean, self.running_var
-        if running_mean is not None and running_var is not None:
-            statistics = (running_mean, running_var, mean, var)
-            if functional.update_running(*statistics, self._momentum(), self.num_batches_tracked) is False:
-                self._warn()
+            check_running(input, running_mean, running_var)
+            return dispatch.normalize_by_batch(input, *settings)[0]
+        return dispatch.normalize(input, running_mean, running_var, *settings)
 
     def _momentum(self) -> float | Tensor:
         if self.momentum is not None:
@@ -126,6 +122,7 @@ class _FusedBatchNorm(_BatchNorm):
             )
 
     def extra_repr(self) -> str:
+        """Return the arguments that `repr` shows."""
         text = super().extra_repr()
         if self.activation is not None:
             text += f", activation={self.activation!r}"
@@ -136,15 +133,19 @@ class _FusedBatchNorm(_BatchNorm):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         before = {name: buffer for name in _STATISTICS if (buffer := getattr(self, name)) is not None}
         super()._apply(fn, recurse)
-        self._widen_statistics(before)
+        self.widen_statistics(before)
         return self
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        self._widen_statistics()  # assign=True puts the checkpoint's own, perhaps narrow, tensors here
+        self.widen_statistics()  # assign=True puts the tensors of the checkpoint here, which may be half precision
 
-    def _widen_statistics(self, before: dict[str, Tensor] | None = None) -> None:
-        """Bring statistics narrower than float32 back to it, from their values `before` they were narrowed if known."""
+    def widen_statistics(self, before: dict[str, Tensor] | None = None) -> None:
+        """Convert half-precision running statistics to float32 in place.
+
+        Arguments:
+            before: the statistics by name, as they were before a conversion to half precision rounded them.
+        """
         for name in _STATISTICS:
             narrow = getattr(self, name)
             if narrow is not None and narrow.dtype in (torch.float16, torch.bfloat16):
@@ -152,17 +153,47 @@ class _FusedBatchNorm(_BatchNorm):
                 setattr(self, name, source.to(narrow.device, torch.float32))
 
 
-class BatchNorm1d(_FusedBatchNorm, nn.BatchNorm1d):
-    """Batch normalization of (N, C) or (N, C, L)."""
+class BatchNorm1d(FusedBatchNorm, nn.BatchNorm1d):
+    """Normalize vectors (N, C) or sequences (N, C, L), one mean and variance per channel.
+
+    Example:
+        >>> import torch
+        >>> import batchnorm as bn
+        >>> layer = bn.BatchNorm1d(1)
+        >>> layer(torch.tensor([[0.0], [2.0], [4.0], [6.0]])).detach()
+        tensor([[-1.3416],
+                [-0.4472],
+                [ 0.4472],
+                [ 1.3416]])
+    """
 
 
-class BatchNorm2d(_FusedBatchNorm, nn.BatchNorm2d):
-    """Batch normalization of feature maps, (N, C, H, W): one mean, variance, gamma and beta per map (Sec. 3.2)."""
+class BatchNorm2d(FusedBatchNorm, nn.BatchNorm2d):
+    """Normalize feature maps (N, C, H, W), one mean, variance, gamma and beta per map (Sec. 3.2).
+
+    Example:
+        >>> import torch
+        >>> import batchnorm as bn
+        >>> layer = bn.BatchNorm2d(64, activation="relu")
+        >>> layer(torch.randn(8, 64, 14, 14)).shape
+        torch.Size([8, 64, 14, 14])
+        >>> layer.num_batches_tracked
+        tensor(1)
+    """
 
 
-class BatchNorm3d(_FusedBatchNorm, nn.BatchNorm3d):
-    """Batch normalization of volumes, (N, C, D, H, W)."""
+class BatchNorm3d(FusedBatchNorm, nn.BatchNorm3d):
+    """Normalize volumes (N, C, D, H, W), one mean and variance per channel.
+
+    Example:
+        >>> import torch
+        >>> import batchnorm as bn
+        >>> layer = bn.BatchNorm3d(16).eval()
+        >>> layer(torch.zeros(2, 16, 4, 8, 8)).shape
+        torch.Size([2, 16, 4, 8, 8])
+    """
 
 
+# help() of a layer shows its own text, then the text that all layers share.
 for _layer in (BatchNorm1d, BatchNorm2d, BatchNorm3d):
-    _layer.__doc__ = f"{_layer.__doc__}\n\n{_FusedBatchNorm.__doc__}"
+    _layer.__doc__ = f"{inspect.getdoc(_layer)}\n\n{inspect.getdoc(FusedBatchNorm)}"

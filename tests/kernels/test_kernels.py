@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from support import reference
 from support.kernel_cases import SLOPE, TOLERANCE, VIEWS, by_the_kernels, check, make, run, to_numpy
 
-from batchnorm import functional
-from batchnorm.kernels import bindings
+from batchnorm.kernels import bindings, dispatch
 
 pytestmark = by_the_kernels
 
@@ -56,7 +55,7 @@ def test_a_spread_far_below_the_mean_is_nearer_to_float64_than_torch(channels_la
     x = torch.empty_like(x).copy_(torch.randn(x.shape, generator=rng) * 1e-2 + 1e4)
     ones, zeros = torch.ones(8), torch.zeros(8)
     want = reference.forward(to_numpy(x), np.ones(8), np.zeros(8))
-    ours = functional.normalize_by_batch(x, ones, zeros, 1e-5)[0]
+    ours = dispatch.normalize_by_batch(x, ones, zeros, 1e-5)[0]
     torchs = F.batch_norm(x, None, None, ones, zeros, training=True)
     error, torch_error = (np.abs(to_numpy(z) - want).max() for z in (ours, torchs))
     assert error < 1e-5  # the deviations themselves are exact; torch is off by a twentieth
@@ -141,7 +140,7 @@ def test_a_variance_far_below_what_the_first_look_suggests(channels_last):
     x, *_ = make((8, 4, 30, 30), channels_last=channels_last)
     for n, s in ((0, 450), (4, 300), (7, 599)):
         x[n, :, s // 30, s % 30] = 203.0
-    mean, var = functional.normalize_by_batch(x, None, None, 1e-5)[1:]
+    mean, var = dispatch.normalize_by_batch(x, None, None, 1e-5)[1:]
     want = reference.population(to_numpy(x))
     np.testing.assert_allclose(to_numpy(mean), want[0], rtol=2e-7)
     np.testing.assert_allclose(to_numpy(var), want[1], rtol=2e-7)
@@ -174,7 +173,7 @@ def test_the_backward_sees_the_same_mask_as_the_forward(activation, channels_las
     x, *_ = make((10, 5, 7, 9), channels_last=channels_last)
     x = torch.empty_like(x).copy_(1 + steps[:, None, None, None])
     weight, bias = torch.ones(5), torch.zeros(5)
-    z, _, saved = bindings.forward(x, weight, bias, 1e-5, activation, SLOPE)
+    (z, *_), saved = bindings.forward(x, weight, bias, 1e-5, activation, SLOPE)
     assert (z == 0).any()
     ones = torch.ones_like(x)
     dbias = bindings.backward(ones, x, weight, bias, saved, activation, SLOPE)[2]
@@ -183,7 +182,7 @@ def test_the_backward_sees_the_same_mask_as_the_forward(activation, channels_las
 
 
 def test_an_empty_batch_has_nan_statistics_as_in_torch():
-    z, mean, var = functional.normalize_by_batch(torch.empty(0, 3, 4), torch.ones(3), torch.zeros(3), 1e-5)
+    z, mean, var = dispatch.normalize_by_batch(torch.empty(0, 3, 4), torch.ones(3), torch.zeros(3), 1e-5)
     assert z.shape == (0, 3, 4)
     assert mean.isnan().all()
     assert var.isnan().all()
@@ -207,7 +206,7 @@ def test_a_sign_beside_the_memory_counts():
 
 def run_as_given(x, dz, weight, bias):
     x.requires_grad_()
-    z, *_ = functional.normalize_by_batch(x, weight, bias, 1e-5, "relu")
+    z, *_ = dispatch.normalize_by_batch(x, weight, bias, 1e-5, "relu")
     return z, *torch.autograd.grad(z, x, dz)
 
 
@@ -241,12 +240,13 @@ def guarded(monkeypatch):
 @pytest.mark.parametrize("shape", [(3, 5, 7), (2, 33, 17), (5, 64, 49), (40, 3), (2, 130, 5), (7, 200, 3)], ids=str)
 def test_nothing_is_written_outside_the_outputs(shape, dtype, channels_last, guarded):
     x, weight, bias, dz = make(shape, dtype, channels_last)
-    running = torch.empty(shape[1]), torch.empty(shape[1]), 0.1, None
-    z, batch, saved = bindings.forward(x, weight, bias, 1e-5, "relu", 0.0)
-    tracked = bindings.forward_and_track(x, weight, bias, 1e-5, "relu", 0.0, running)
+    running = bindings.Running(torch.empty(shape[1]), torch.empty(shape[1]), 0.1)
+    (z, batch, _), saved = bindings.forward(x, weight, bias, 1e-5, "relu", 0.0)
+    assert batch is not None
+    tracked, saved_too = bindings.forward(x, weight, bias, 1e-5, "relu", 0.0, running)
     gradients = bindings.backward(dz, x, weight, bias, saved, "relu", 0.0)
     inferred = bindings.inference(x, *batch, weight, bias, 1e-5, "relu", 0.0)
-    outputs = (z, batch, saved, *tracked[:2], *running[:2], *gradients, inferred)
+    outputs = (z, batch, saved, tracked.z, saved_too, running.mean, running.var, *gradients, inferred)
     assert len(guarded) == 2 * len(outputs)
     assert all((guard == 77).all() for guard in guarded)
     assert not any((out == 77).any() for out in outputs), "left out"

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from support.kernel_cases import TOLERANCE, by_the_kernels, make, run
 
-from batchnorm import functional
-from batchnorm.kernels import bindings
+import batchnorm as bn
+from batchnorm.kernels import bindings, dispatch
 
 pytestmark = by_the_kernels
 
@@ -29,9 +29,9 @@ def test_the_bits_are_the_same_for_any_number_of_threads(shape, dtype, channels_
     x, weight, bias, dz = make(shape, dtype, channels_last)
 
     def everything():
-        saved = bindings.forward(x, weight, bias, 1e-5, "relu", 0.0)[2]  # in double: float32 may hide another order
+        saved = bindings.forward(x, weight, bias, 1e-5, "relu", 0.0)[1]  # in double: float32 may hide another order
         z, mean, var, *gradients = run(x, weight, bias, dz, "relu")
-        return z, mean, var, *gradients, saved, functional.normalize(x, mean, var, weight, bias, 1e-5)
+        return z, mean, var, *gradients, saved, dispatch.normalize(x, mean, var, weight, bias, 1e-5)
 
     torch.set_num_threads(1)
     one = everything()
@@ -58,7 +58,7 @@ def test_the_kernel_is_asked_for_torchs_number_of_threads(count, monkeypatch):
     torch.set_num_threads(count)
     x, weight, bias, dz = make((8, 40, 4, 4))
     _, mean, var, *_ = run(x, weight, bias, dz, "relu")
-    functional.normalize(x, mean, var, weight, bias, 1e-5)
+    dispatch.normalize(x, mean, var, weight, bias, 1e-5)
     assert asked == [count] * 3  # forward, backward, inference
 
 
@@ -92,12 +92,11 @@ def test_threads_of_python_may_call_at_once():
 
 NARROW = """
 import itertools, sys, torch
-from batchnorm import functional
-from batchnorm.kernels import bindings
+from batchnorm.kernels import bindings, dispatch
 torch.set_num_threads(1)
 torch.manual_seed(0)
-found = [bindings._kernels.target()]
-functional.FEWEST_IN_INFERENCE = 1
+found = [bindings.kernel_target()]
+dispatch.FEWEST_IN_INFERENCE = 1
 SHAPES = (5, 19, 7, 7), (3, 130, 5, 3), (2, 3, 1, 300), (2, 33, 16, 16)
 DTYPES = torch.float32, torch.bfloat16
 LAYOUTS = torch.contiguous_format, torch.channels_last
@@ -105,10 +104,10 @@ for shape, dtype, layout, activation in itertools.product(SHAPES, DTYPES, LAYOUT
     x, dz = (torch.randn(shape).to(dtype).contiguous(memory_format=layout) for _ in range(2))
     weight, bias = (torch.rand(shape[1]).requires_grad_() for _ in range(2))
     x.requires_grad_()
-    z, mean, var = functional.normalize_by_batch(x, weight, bias, 1e-5, activation, 0.1)
+    z, mean, var = dispatch.normalize_by_batch(x, weight, bias, 1e-5, activation, 0.1)
     found += [z.detach(), mean, var, *torch.autograd.grad(z, (x, weight, bias), dz)]
     with torch.no_grad():
-        found.append(functional.normalize(x, mean, var, weight, bias, 1e-5, activation, 0.1))
+        found.append(dispatch.normalize(x, mean, var, weight, bias, 1e-5, activation, 0.1))
 torch.save(found, sys.argv[1])
 """
 
@@ -150,7 +149,7 @@ def test_what_outgrows_the_last_cache_is_written_past_it_and_right(channels, odd
 def check_in_float64(x, weight, bias, dz):
     """As `check`, for tensors that are too large for numpy's oracle; and inference by the statistics found."""
     z, mean, var, dx, dweight, dbias = run(x, weight, bias, dz, "relu")
-    inferred = functional.normalize(x, mean, var, weight, bias, 1e-5, "relu")
+    inferred = dispatch.normalize(x, mean, var, weight, bias, 1e-5, "relu")
     wide = [t.double().requires_grad_() for t in (x, weight, bias)]
     y = F.batch_norm(wide[0], None, None, wide[1], wide[2], training=True, eps=1e-5)
     gradients = torch.autograd.grad(torch.relu(y), wide, dz.double())
@@ -171,3 +170,9 @@ def test_the_last_level_cache_is_what_linux_tells():
     if not sizes:
         pytest.skip("no cache sizes under /sys")
     assert bindings._kernels.last_level_cache() == max(int(size[:-1]) << {"K": 10, "M": 20}[size[-1]] for size in sizes)
+
+
+def test_kernel_target_is_the_instruction_set_that_was_compiled():
+    known = {"x86-64-v2", "x86-64-v3", "x86-64-v4", "x86-64-v4+bf16"}
+    target = bn.kernel_target()
+    assert target in known if platform.machine() in ("x86_64", "AMD64") else target == platform.machine()

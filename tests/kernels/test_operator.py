@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from support.kernel_cases import SLOPE, by_the_kernels, make, run
 
 import batchnorm as bn
-from batchnorm import functional
-from batchnorm.kernels import autograd, bindings
+from batchnorm.kernels import autograd, bindings, dispatch
 
 pytestmark = by_the_kernels
 
@@ -225,7 +224,7 @@ def test_double_backward_agrees_with_torchs(activation):
         (dx,) = torch.autograd.grad(normalize(*leaves).pow(3).sum(), leaves[0], create_graph=True)
         return torch.autograd.grad(dx.square().sum(), leaves[:2])
 
-    ours = penalty(lambda x, w, b: functional.normalize_by_batch(x, w, b, 1e-5, activation, SLOPE)[0])
+    ours = penalty(lambda x, w, b: dispatch.normalize_by_batch(x, w, b, 1e-5, activation, SLOPE)[0])
     theirs = penalty(lambda x, w, b: g(F.batch_norm(x, None, None, w, b, training=True)))
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
@@ -233,7 +232,7 @@ def test_double_backward_agrees_with_torchs(activation):
 def test_float64_is_torchs_and_passes_gradcheck():
     x, weight, bias, _ = (t.double() for t in make((4, 3, 5)))
     inputs = [t.requires_grad_() for t in (x, weight, bias)]
-    assert torch.autograd.gradcheck(lambda *t: functional.normalize_by_batch(*t, 1e-5, "leaky_relu")[0], inputs)
+    assert torch.autograd.gradcheck(lambda *t: dispatch.normalize_by_batch(*t, 1e-5, "leaky_relu")[0], inputs)
 
 
 @pytest.mark.parametrize("tracked", [False, True])
@@ -250,7 +249,7 @@ def test_saved_for_the_backward_are_the_input_the_parameters_and_two_numbers_a_c
 def test_running_statistics_moved_by_the_kernel_are_noticed_by_autograd():
     mean, var = torch.zeros(3), torch.ones(3)
     version = mean._version
-    assert functional.update_running(mean, var, torch.ones(3), torch.ones(3), 0.5) is True
+    assert dispatch.update_running(bindings.Running(mean, var, 0.5), torch.ones(3), torch.ones(3)) is True
     assert mean._version > version
     assert mean.tolist() == [0.5] * 3
 
@@ -259,7 +258,7 @@ def test_without_the_extension_torch_computes_the_same(monkeypatch):
     arguments = make((4, 3, 5, 5))
     compiled = run(*arguments, "leaky_relu")
     monkeypatch.setattr(bindings, "_kernels", None)
-    assert not bn.kernels_available()
+    assert bn.kernel_target() is None
     for ours, torchs in zip(compiled, run(*arguments, "leaky_relu"), strict=True):
         torch.testing.assert_close(ours, torchs, rtol=1e-4, atol=1e-4)
 

@@ -1,9 +1,9 @@
-"""Tensors to the compiled kernels and back: layouts, addresses, outputs. No autograd, no choice of who computes."""
+"""Calls into the compiled kernels: pass tensors by address, and allocate the outputs."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,23 +13,66 @@ if TYPE_CHECKING:
 else:
     try:
         from . import _kernels
-    except ImportError:  # built without a compiler: torch computes everything, slower
+    except ImportError:  # built without a compiler: torch's operations run instead
         _kernels = None
 
+# The code of each activation that the kernels apply themselves. Others are torch operations on the kernel's output.
 ACTIVATIONS: dict[str | None, int] = {None: 0, "relu": 1, "leaky_relu": 2}
 DTYPES = (torch.float32, torch.bfloat16)
-CPU = torch.device("cpu")  # said wherever a tensor is made: the default device may be another
-# Running mean and variance, the momentum that moves them, and how many batches they have seen.
-Running = tuple[Tensor, Tensor, float, Tensor | None]
+CPU = torch.device("cpu")  # explicit for every new tensor, because the default device may be another
 
 
-def kernels_available() -> bool:
-    """Whether the compiled CPU kernels are installed; without them torch's own operations do their work, slower."""
+class Running(NamedTuple):
+    """Running statistics and how they move.
+
+    Arguments:
+        mean, var: (C,), moved in place.
+        momentum: weight of the new batch.
+        batches_seen: increased by 1 in place with every finite batch, or None.
+    """
+
+    mean: Tensor
+    var: Tensor
+    momentum: float | Tensor
+    batches_seen: Tensor | None = None
+
+
+class Normalized(NamedTuple):
+    """The results of a training forward.
+
+    Arguments:
+        z: the output, shaped like the input.
+        batch: mean and unbiased variance of the batch, (2, C). None if running statistics were given.
+        finite: True if the batch statistics are finite. Only then do given running statistics move.
+    """
+
+    z: Tensor
+    batch: Tensor | None
+    finite: bool
+
+
+def kernel_target() -> str | None:
+    """Return the instruction set that the compiled kernels use, or None without compiled kernels.
+
+    On x86-64 it is "x86-64-v2", "x86-64-v3", "x86-64-v4" or "x86-64-v4+bf16". Elsewhere it is the name of the
+    architecture. Without compiled kernels torch's own operations run, slower.
+
+    Example:
+        >>> import batchnorm as bn
+        >>> target = bn.kernel_target()
+        >>> target is None or isinstance(target, str)
+        True
+    """
+    return None if _kernels is None else _kernels.target()
+
+
+def installed() -> bool:
+    """Return True if the compiled kernels are installed. `torch.compile` can trace this, but not `kernel_target`."""
     return _kernels is not None
 
 
 def is_channels_last(x: Tensor) -> bool | None:
-    """Whether the channels of a dense `x` vary fastest in memory; None if `x` is neither (N, C, S) nor (N, S, C)."""
+    """Return True for a dense (N, S, C) layout, False for a dense (N, C, S) layout, None for any other layout."""
     if x.is_contiguous():
         _, channels, *places = x.shape
         return channels == 1 or math.prod(places) == 1
@@ -37,17 +80,17 @@ def is_channels_last(x: Tensor) -> bool | None:
     return True if last else None
 
 
-def fits(x: Tensor, *channelwise: Tensor | None) -> bool:
-    """Whether device, dtype and axes are those of the kernels, and each of `channelwise` is of the channels of `x`."""
+def supports(x: Tensor, *per_channel: Tensor | None) -> bool:
+    """Return True if the kernels support device, dtype and axes of `x`, and each of `per_channel` fits its channels."""
     if not x.is_cpu or x.dtype not in DTYPES or x.layout != torch.strided or x.dim() < 2:
         return False
-    return are_statistics(x.size(1), *channelwise)
+    return are_per_channel(x.size(1), *per_channel)
 
 
-def are_statistics(channels: int, *tensors: Tensor | None) -> bool:
-    """Whether each is None or a float32 value a channel, side by side."""
+def are_per_channel(channels: int, *tensors: Tensor | None) -> bool:
+    """Return True if each tensor is None or a contiguous float32 vector of `channels` values on the CPU."""
     shape = (channels,)
-    for t in tensors:  # not all(): this runs at every step of every layer
+    for t in tensors:  # not all(): every step of every layer runs this
         if t is not None and not (t.dtype == torch.float32 and t.is_cpu and t.shape == shape and t.is_contiguous()):
             return False
     return True
@@ -60,37 +103,28 @@ def forward(
     eps: float,
     activation: str | None,
     slope: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """z; the batch's mean and unbiased variance, (2, C); for the backward mean and rstd, (2, C) double."""
+    running: Running | None = None,
+) -> tuple[Normalized, Tensor]:
+    """Normalize by the batch, and move `running` if it is given.
+
+    Returns:
+        The results, and mean and rstd for the backward, (2, C) in float64.
+    """
     z = torch.empty_like(x)
-    batch = torch.empty((2, x.size(1)), dtype=torch.float32, device=CPU)
     saved = torch.empty((2, x.size(1)), dtype=torch.float64, device=CPU)
     problem = _problem(x, is_channels_last(x), weight, bias, activation, slope)
-    outputs = (z.data_ptr(), batch.data_ptr(), saved.data_ptr())
-    _kernels.forward(problem, x.data_ptr(), eps, *outputs, 0, 0, 0.0, 0)  # no running statistics
-    return z, batch, saved
-
-
-def forward_and_track(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    activation: str | None,
-    slope: float,
-    running: Running,
-) -> tuple[Tensor, Tensor, bool]:
-    """z; for the backward mean and rstd, (2, C) double; whether the batch was finite: it moved `running` then."""
-    z = torch.empty_like(x)
-    saved = torch.empty((2, x.size(1)), dtype=torch.float64, device=CPU)
+    if running is None:
+        batch = torch.empty((2, x.size(1)), dtype=torch.float32, device=CPU)
+        outputs = (z.data_ptr(), batch.data_ptr(), saved.data_ptr())
+        finite = _kernels.forward(problem, x.data_ptr(), eps, *outputs, 0, 0, 0.0, 0)  # no running statistics
+        return Normalized(z, batch, finite), saved
     mean, var, momentum, count = running
-    moved = (mean.data_ptr(), var.data_ptr(), momentum, _address(count))
-    problem = _problem(x, is_channels_last(x), weight, bias, activation, slope)
-    outputs = (z.data_ptr(), 0, saved.data_ptr())  # no batch statistics: the running ones take them
+    outputs = (z.data_ptr(), 0, saved.data_ptr())  # no batch statistics: the kernel blends them into the running ones
+    moved = (mean.data_ptr(), var.data_ptr(), float(momentum), _address(count))
     finite = _kernels.forward(problem, x.data_ptr(), eps, *outputs, *moved)
-    # Autograd must notice, as it does when torch writes.
+    # Tell autograd about the write, as torch's own operations do.
     torch.autograd.graph.increment_version((mean, var) if count is None else (mean, var, count))
-    return z, saved, finite
+    return Normalized(z, None, finite), saved
 
 
 def backward(
@@ -103,14 +137,14 @@ def backward(
     slope: float,
     want_dx: bool = True,
 ) -> tuple[Tensor | None, Tensor, Tensor]:
-    """The gradients of x (if wanted), weight and bias, from z's, which is copied if its layout is not that of x."""
+    """Return the gradients of x (None unless wanted), weight and bias. Copy `dz` if its layout is not that of `x`."""
     last, channels = is_channels_last(x), x.size(1)
     if (dz.stride() != x.stride() and is_channels_last(dz) != last) or dz.is_neg():
         dz = torch.empty_like(x).copy_(dz)
     dx = torch.empty_like(x) if want_dx else None
     dweight, dbias = (torch.empty(channels, dtype=torch.float32, device=CPU) for _ in range(2))
     problem = _problem(x, last, weight, bias, activation, slope)
-    outputs = (_address(dx), dweight.data_ptr(), dbias.data_ptr())  # without an address: not computed
+    outputs = (_address(dx), dweight.data_ptr(), dbias.data_ptr())  # address 0: skip this gradient
     _kernels.backward(problem, x.data_ptr(), dz.data_ptr(), saved.data_ptr(), *outputs)
     return dx, dweight, dbias
 
@@ -125,7 +159,7 @@ def inference(
     activation: str | None,
     slope: float,
 ) -> Tensor:
-    """z, normalised by given statistics."""
+    """Normalize by given statistics."""
     z = torch.empty_like(x)
     problem = _problem(x, is_channels_last(x), weight, bias, activation, slope)
     _kernels.inference(problem, x.data_ptr(), mean.data_ptr(), var.data_ptr(), eps, z.data_ptr())
@@ -133,11 +167,11 @@ def inference(
 
 
 def update_running(running_mean: Tensor, running_var: Tensor, mean: Tensor, var: Tensor, momentum: float) -> bool:
-    """Move float32 running statistics towards finite batch statistics; whether they were finite."""
+    """Move float32 running statistics in place if the batch statistics are finite. Return True if they are."""
     finite = _kernels.update_running(
         running_mean.data_ptr(), running_var.data_ptr(), mean.data_ptr(), var.data_ptr(), len(mean), momentum
     )
-    # Autograd must notice, as it does when torch writes.
+    # Tell autograd about the write, as torch's own operations do.
     torch.autograd.graph.increment_version((running_mean, running_var))
     return finite
 

@@ -1,40 +1,49 @@
-"""Algorithm 1 by torch's own operations: every device, dtype and stride, and double backward."""
+"""Algorithm 1 with torch's own operations, for every device, dtype and stride."""
 
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Activation = Literal["relu", "leaky_relu", "sigmoid"]
-
 
 def normalize_by_batch(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """z, mean and unbiased variance of the batch."""
+    """Return y, and the mean and unbiased variance of the batch."""
     channels = x.shape[1] if x.dim() > 1 else 0
-    # torch blends its running statistics in place: from zero with momentum 1 they become the batch's own.
-    # An empty batch leaves them as they are, NaN then: there is nothing to blend in.
+    # torch updates its running statistics in place. From zero, with momentum 1, they become the batch's own.
+    # An empty batch does not update them, so they start as NaN.
     start = 0.0 if x.numel() else math.nan
     dtype = torch.promote_types(x.dtype, torch.float32)
     mean, var = (x.new_full((channels,), start, dtype=dtype) for _ in range(2))
     return F.batch_norm(x, mean, var, weight, bias, training=True, momentum=1.0, eps=eps), mean, var
 
 
-def activate(y: Tensor, activation: Activation | None, negative_slope: float) -> Tensor:
-    """g(y), in place: y is ours alone, and its own backward never reads it."""
-    match activation:
-        case "relu":
-            return torch.relu_(y)
-        case "leaky_relu":
-            if negative_slope < 0:  # torch's in-place backward can't tell the two sides apart then
-                return F.leaky_relu(y, negative_slope)
-            return F.leaky_relu_(y, negative_slope)
-        case "sigmoid":
-            return torch.sigmoid_(y)
-        case None:
-            return y
+def update_on_host(
+    running_mean: Tensor, running_var: Tensor, mean: Tensor, var: Tensor, momentum: float | Tensor
+) -> bool:
+    """Move the running statistics in place if the batch is finite. Return True if it is. Read values on the host."""
+    finite = _all_finite(mean, var)
+    if finite:
+        running_mean.lerp_(mean.to(running_mean.dtype), momentum)
+        running_var.lerp_(var.to(running_var.dtype), momentum)
+    return finite
+
+
+def update_on_device(
+    running_mean: Tensor, running_var: Tensor, mean: Tensor, var: Tensor, momentum: float | Tensor
+) -> Tensor:
+    """Move the running statistics in place if the batch is finite. Decide on the device, without synchronization."""
+    finite = (mean.isfinite() & var.isfinite()).all()
+    for running, batch in ((running_mean, mean), (running_var, var)):
+        target = torch.where(finite, batch.to(running.dtype), running)
+        running.copy_(torch.lerp(running, target, momentum))
+    return finite
+
+
+def _all_finite(mean: Tensor, var: Tensor) -> bool:
+    # A finite sum has finite terms and takes a third of the time. A sum that is not finite may only have overflowed.
+    return math.isfinite(float(mean.sum() + var.sum())) or bool((mean.isfinite() & var.isfinite()).all())

@@ -1,0 +1,183 @@
+"""The choice between the compiled kernels and torch's operations."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch._C._functorch import peek_interpreter_stack
+from torch.autograd import forward_ad
+from torch.nn import Parameter
+
+from . import autograd, bindings, fallback
+from .activation import Activation, activate
+from .bindings import Running
+from .checks import check_batch, check_running
+
+# Inference tensors with fewer values run faster in torch, because calling the kernel has more overhead. Training has no
+# such limit: the kernel is faster than torch's operations at any size (benchmarks/bench_threshold.py).
+FEWEST_IN_INFERENCE = 32768
+
+_ORDINARY = {Tensor, Parameter, type(None)}
+MaybeTensor = TypeVar("MaybeTensor", Tensor, Tensor | None)
+
+
+def normalize_by_batch(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    activation: Activation | None = None,
+    slope: float = 0.01,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Normalize `x` by its own statistics. Return (z, mean, unbiased var).
+
+    mean and var are (C,), float32 at least, without gradient. They are NaN for an empty batch, as in torch.
+
+    Raises:
+        BatchNormError: one value per channel, or an eps that is not positive.
+    """
+    check_batch(x, eps)
+    weight, bias = _widened(x, weight, bias)
+    fused = activation if activation in bindings.ACTIVATIONS else None
+    if _kernel_supports(x, 1, weight, bias):
+        z, batch, _ = autograd.eager(x, weight, bias, eps, fused, slope)
+        assert batch is not None  # without running statistics there is one
+        mean, var = batch.unbind()
+    elif _operator_supports(x, weight, bias):
+        z, batch, _ = autograd.operator(x, weight, bias, eps, fused, slope)
+        mean, var = batch.unbind()
+    else:
+        z, mean, var = fallback.normalize_by_batch(x, weight, bias, eps)
+        fused = None
+    return (z if fused == activation else activate(z, activation, slope)), mean, var
+
+
+def normalize_and_track(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    activation: Activation | None,
+    slope: float,
+    running: Running,
+) -> tuple[Tensor, bool | Tensor]:
+    """Normalize `x` by its own statistics and move `running` in place. Return z and what `update_running` returns.
+
+    Raises:
+        BatchNormError: as `check_running` and `normalize_by_batch`.
+        RuntimeError: as `check_running`.
+    """
+    # One check of everything, then one call. After a kernel has streamed a large tensor, the caches hold nothing of the
+    # interpreter, and each further call from Python takes several times its usual time.
+    if _kernel_supports(x, 1, weight, bias, running.mean, running.var) and _kernel_tracks(running):
+        check_batch(x, eps)
+        fused = activation if activation in bindings.ACTIVATIONS else None
+        z, _, finite = autograd.eager(x, weight, bias, eps, fused, slope, running)
+        return (z if fused == activation else activate(z, activation, slope)), finite
+    check_running(x, running.mean, running.var)
+    z, mean, var = normalize_by_batch(x, weight, bias, eps, activation, slope)
+    return z, update_running(running, mean, var)
+
+
+def normalize(
+    x: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    activation: Activation | None = None,
+    slope: float = 0.01,
+) -> Tensor:
+    """Normalize `x` by constant statistics (inference, Alg. 2, line 11).
+
+    Raises:
+        BatchNormError, RuntimeError: as `check_running`.
+    """
+    mean, var = _widened(x, mean, var)
+    weight, bias = _widened(x, weight, bias)
+    constant = not (mean.requires_grad or var.requires_grad or autograd.needs_grad(x, weight, bias))
+    # Compilers fuse torch's own operation with its neighbors, and exporters know it: they do not get the kernel.
+    if constant and _kernel_supports(x, FEWEST_IN_INFERENCE, weight, bias, mean, var):
+        fused = activation if activation in bindings.ACTIVATIONS else None
+        z = bindings.inference(x, mean, var, weight, bias, eps, fused, slope)
+        return z if fused == activation else activate(z, activation, slope)
+    check_running(x, mean, var)
+    return activate(F.batch_norm(x, mean, var, weight, bias, training=False, eps=eps), activation, slope)
+
+
+@torch.no_grad()
+def update_running(running: Running, mean: Tensor, var: Tensor) -> bool | Tensor:
+    """Move the running statistics in place: running += momentum * (batch - running).
+
+    A batch that is not finite changes nothing. Any other batch increases `running.batches_seen` by 1.
+
+    Returns:
+        True if the batch is finite. In eager mode on the CPU it is a bool. Elsewhere it is a boolean scalar tensor, so
+        that the host need not wait for the device.
+    """
+    finite = _move(running, mean, var)
+    if running.batches_seen is not None:
+        running.batches_seen.add_(finite)
+    return finite
+
+
+def _move(running: Running, mean: Tensor, var: Tensor) -> bool | Tensor:
+    statistics = (running.mean, running.var, mean, var)
+    eager = _is_eager(*statistics)
+    if eager and bindings.installed() and bindings.are_per_channel(mean.numel(), *statistics):
+        return bindings.update_running(*statistics, float(running.momentum))
+    if eager and mean.device.type == running.mean.device.type == "cpu":
+        return fallback.update_on_host(*statistics, running.momentum)
+    return fallback.update_on_device(*statistics, running.momentum)
+
+
+def _kernel_supports(x: Tensor, fewest: int, *per_channel: Tensor | None) -> bool:
+    """Return True if the compiled kernel supports these tensors. Otherwise torch's operations run.
+
+    The kernel supports eager mode on the CPU, float32 and bfloat16, and dense (N, C, S) or (N, S, C) layouts with at
+    least `fewest` values. Each tensor in `per_channel` must be float32 and contiguous.
+    """
+    return (
+        bindings.installed()
+        and _is_eager(x, *per_channel)
+        and x.numel() >= fewest
+        and bindings.supports(x, *per_channel)
+        and bindings.is_channels_last(x) is not None
+        and not x.is_neg()  # a lazy negation, as in the imaginary part of a conjugate, is not in memory
+    )
+
+
+def _kernel_tracks(running: Running) -> bool:
+    """Return True if the kernel can move these statistics, provided that `_kernel_supports` accepts their tensors."""
+    mean, var, momentum, count = running
+    return (
+        not isinstance(momentum, Tensor)
+        and not (mean.requires_grad or var.requires_grad)
+        and (count is None or (count.dtype == torch.int64 and count.is_cpu))
+    )
+
+
+def _operator_supports(x: Tensor, *per_channel: Tensor | None) -> bool:
+    """Return True if a tracer must record the kernel as an operator. Strides may be symbolic, so they do not count."""
+    traced = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
+    return traced and bindings.installed() and bindings.supports(x, *per_channel)
+
+
+def _is_eager(*tensors: Tensor | None) -> bool:
+    """Return True if these are ordinary tensors, with no tracer, transform or mode active."""
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or torch._C._is_tracing():
+        return False
+    if peek_interpreter_stack() is not None or forward_ad._current_level >= 0:
+        return False
+    return _ORDINARY.issuperset(map(type, tensors))
+
+
+def _widened(x: Tensor, *per_channel: MaybeTensor) -> tuple[MaybeTensor, ...]:
+    # With a half-precision x, torch accepts all of mean, var, gamma and beta in float32, or none of them.
+    if x.dtype not in (torch.float16, torch.bfloat16):
+        return per_channel
+    return tuple(c if c is None or c.dtype == torch.float32 else c.float() for c in per_channel)
