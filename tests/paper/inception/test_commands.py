@@ -1,12 +1,18 @@
-"""The commands `evaluate` and `report`, on runs of batchnorm inception."""
+"""The commands `inception`, `evaluate` and `report`."""
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from support.inception_runs import TINY
 
+from batchnorm.cli import inception_training
 from batchnorm.cli.main import main
+from batchnorm.paper.images.sources import open_both
+from batchnorm.paper.inception.jobs import new_jobs
+from batchnorm.paper.training.processes import ALONE
 
 
 @pytest.mark.parametrize("arguments", [["evaluate", "--data", "fashion"], ["report"]], ids=["evaluate", "report"])
@@ -51,3 +57,13 @@ def test_report_writes_figures_and_a_page(tree, evaluated, tmp_path, monkeypatch
     assert "BN-Inception multicrop" in page
     assert f"{1 - read_evaluation(evaluated)['top1']:.2%}" in page
     assert Path(tree).parent.name not in page  # A page to be shared names no path of this machine.
+
+
+def test_inception_opens_the_images_once_for_a_group(tree, tmp_path, monkeypatch):
+    opened, trained = [], []
+    monkeypatch.setattr(inception_training, "open_both", lambda *where: opened.append(where) or open_both(*where))
+    monkeypatch.setattr(inception_training, "run_variant", lambda trainer, *_: trained.append(trainer.variant.name))
+    jobs = new_jobs("all", replace(TINY, data=tree), tmp_path / "all")
+    assert inception_training.train_jobs(jobs, ALONE)
+    assert trained == [job.variant.name for job in jobs]
+    assert len(opened) == 1
