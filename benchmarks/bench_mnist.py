@@ -22,9 +22,13 @@ from threading import Event
 import torch
 from torch import nn
 
+from batchnorm.paper.mnist.batches import Batches
 from batchnorm.paper.mnist.config import MnistConfig
-from batchnorm.paper.mnist.data import Batches, Mnist, load_mnist
-from batchnorm.paper.mnist.experiment import ARMS, ArmTraining, in_parallel, network
+from batchnorm.paper.mnist.data import Mnist, load_mnist
+from batchnorm.paper.mnist.experiment import ArmTraining
+from batchnorm.paper.mnist.network import network
+from batchnorm.paper.mnist.parallel import in_parallel
+from batchnorm.paper.mnist.records import ARMS
 from batchnorm.paper.training.loop import train
 from batchnorm.paper.training.rows import Row
 from batchnorm.paper.training.versions import versions

@@ -3,8 +3,7 @@
 from pathlib import Path
 from statistics import mean, stdev
 
-from batchnorm.paper.mnist.experiment import ARMS
-from batchnorm.paper.mnist.sweep import grid_means
+from batchnorm.paper.mnist.records import ARMS, grid_means
 from batchnorm.paper.training.rows import Row
 from batchnorm.paper.training.run import Run
 

@@ -1,4 +1,4 @@
-"""MNIST in the package, a person's own IDX files, and the order of the batches."""
+"""MNIST in the package, and IDX files of a user."""
 
 import gzip
 import importlib.util
@@ -10,7 +10,7 @@ import torch
 from support.paths import ROOT
 
 import batchnorm as bn
-from batchnorm.paper.mnist.data import IDX_NAMES, PACKED, Batches, load_mnist
+from batchnorm.paper.mnist.data import IDX_NAMES, PACKED, load_mnist
 
 SCRIPT = ROOT / "tools" / "pack_mnist.py"
 
@@ -71,7 +71,7 @@ def idx_folder(tmp_path):
 def test_own_idx_files_gzipped_or_not(idx_folder):
     data = load_mnist(idx_folder)
     raw = (idx_folder / IDX_NAMES["train_images"]).read_bytes()[16:]
-    assert data.train_images.flatten().tolist() == [int(grey > 127) for grey in raw]
+    assert data.train_images.flatten().tolist() == [int(gray > 127) for gray in raw]
     assert data.test_labels.shape == (10,)
     assert data.train_labels.dtype == torch.int64
 
@@ -111,30 +111,3 @@ def test_damaged_gzip_is_named(idx_folder, damage):
 def test_a_missing_folder_says_what_is_wanted(tmp_path):
     with pytest.raises(bn.BatchNormError, match="wants a folder with the four IDX files"):
         load_mnist(tmp_path / "nowhere")
-
-
-def test_an_epoch_sees_every_example_once():
-    batches = Batches(60, 12, seed=3)
-    for epoch in (0, 1):
-        seen = torch.cat([batches.indices(step) for step in range(5 * epoch, 5 * epoch + 5)])
-        assert sorted(seen.tolist()) == list(range(60))
-
-
-def test_batches_depend_on_seed_and_step_alone():
-    forwards, backwards = Batches(60, 12, seed=3), Batches(60, 12, seed=3)
-    wanted = [forwards.indices(step).tolist() for step in range(12)]
-    assert [backwards.indices(step).tolist() for step in reversed(range(12))] == wanted[::-1]
-    assert wanted[0] != wanted[5]
-    assert Batches(60, 12, seed=4).indices(0).tolist() != wanted[0]
-
-
-def test_what_is_left_over_of_an_epoch_is_dropped():
-    batches = Batches(10, 4, seed=0)
-    assert [len(batches.indices(step)) for step in range(4)] == [4, 4, 4, 4]
-    assert len({*batches.indices(0).tolist(), *batches.indices(1).tolist()}) == 8
-
-
-@pytest.mark.parametrize("size", [0, 1, 61])
-def test_a_batch_size_that_does_not_fit_is_refused(size):
-    with pytest.raises(bn.BatchNormError, match=f"batch size {size} does not fit 60 training examples"):
-        Batches(60, size, seed=0)

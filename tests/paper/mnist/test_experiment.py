@@ -1,4 +1,4 @@
-"""Sec. 4.1: the network, its training, and a run that can be stopped, killed and resumed."""
+"""Fig. 1: both arms are trained, and a run can be stopped, killed and resumed."""
 
 import json
 import math
@@ -15,17 +15,18 @@ import torch
 from torch import nn
 
 import batchnorm as bn
-from batchnorm.paper.mnist import sweep
+from batchnorm.paper.mnist.batches import Batches
 from batchnorm.paper.mnist.config import MnistConfig, config_from_json, config_to_json
-from batchnorm.paper.mnist.data import Batches, load_mnist
-from batchnorm.paper.mnist.experiment import ARMS, ArmTraining, in_parallel, load_data, network, run_mnist
-from batchnorm.paper.mnist.measure import measure, steps_to
+from batchnorm.paper.mnist.data import load_mnist
+from batchnorm.paper.mnist.experiment import ArmTraining, load_data, run_mnist
+from batchnorm.paper.mnist.network import network
+from batchnorm.paper.mnist.records import ARMS
 from batchnorm.paper.training.loop import train
 from batchnorm.paper.training.run import Run
 
 
 def ignore(row):
-    """No progress display."""
+    """Show no progress."""
 
 
 SHORT = MnistConfig(steps=60, eval_every=20, threads=1)
@@ -41,26 +42,8 @@ def run_short(folder, config=SHORT, report=ignore, stop=None):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A run never stopped, and its rows."""
+    """Return a run that was never stopped, and its rows."""
     return run_short(tmp_path_factory.mktemp("finished"))
-
-
-def test_the_network_is_the_papers():
-    plain = network("plain", 0.1, 1)
-    assert [type(layer) for layer in plain] == [nn.Linear, nn.Sigmoid] * 3 + [nn.Linear]
-    assert [layer.out_features for layer in plain if isinstance(layer, nn.Linear)] == [100, 100, 100, 10]
-    normalised = network("bn", 0.1, 1)
-    assert [type(layer) for layer in normalised] == [nn.Linear, bn.BatchNorm1d, nn.Sigmoid] * 3 + [nn.Linear]
-    # BN's beta takes the role of the bias before it; the last layer has no BN and keeps its own.
-    assert [layer.bias is not None for layer in normalised if isinstance(layer, nn.Linear)] == [False] * 3 + [True]
-
-
-def test_both_arms_start_from_the_same_small_gaussian_weights():
-    weights = [[p for p in network(arm, 0.03, 7).parameters() if p.dim() == 2] for arm in ARMS]
-    for plain, normalised in zip(*weights, strict=True):
-        assert plain.equal(normalised)
-    assert weights[0][0].std().item() == pytest.approx(0.03, rel=0.01)  # of 78,400 draws
-    assert not weights[0][0].equal(next(network("plain", 0.03, 8).parameters()))
 
 
 @pytest.mark.parametrize("arm", ARMS)
@@ -79,32 +62,6 @@ def test_training_is_that_of_a_plain_pytorch_loop(arm):
     train(ours, ignore, Event())
     # The same arithmetic: only the running statistics are blended in float32 where torch blends in double.
     torch.testing.assert_close(ours.model.state_dict(), model.state_dict(), rtol=1e-5, atol=1e-6)
-
-
-def test_measure_uses_population_statistics_and_the_last_sigmoids_input():
-    model = network("bn", 0.1, 1)
-    for layer in model:
-        if isinstance(layer, bn.BatchNorm1d):
-            layer(torch.randn(50, 100) * 3 + 1)
-    model.eval()
-    images, labels = DATA.test_images[:500].float(), DATA.test_labels[:500]
-    entering = []
-    handle = [layer for layer in model if isinstance(layer, nn.Sigmoid)][-1].register_forward_pre_hook(
-        lambda _, args: entering.append(args[0][:, 4])
-    )
-    with torch.no_grad():
-        accuracy = (model(images).argmax(1) == labels).float().mean().item()
-        handle.remove()
-        row = measure(model, images, labels, unit=4)
-        alone = measure(model, images[:1], labels[:1], unit=4)
-    assert row["test_accuracy"] == pytest.approx(accuracy)
-    values = sorted(entering[0].tolist())
-    for name, fraction in (("p15", 0.15), ("p50", 0.5), ("p85", 0.85)):
-        position = fraction * 499
-        below, above = values[math.floor(position)], values[math.ceil(position)]
-        assert below - 1e-5 <= row[name] <= above + 1e-5
-    # One image alone gets what it gets among 500: nothing depends on the test batch.
-    assert alone["p50"] == pytest.approx(entering[0][0].item(), rel=1e-5)
 
 
 def test_records_have_every_measurement_of_both_arms_in_order(finished):
@@ -139,24 +96,12 @@ def test_a_resume_from_the_middle_goes_on_to_the_same_bits(finished, tmp_path, m
 
     with pytest.raises(KeyError, match="a crash"):
         run_mnist(SHORT, DATA, run, fail_late, Event())
-    assert run.checkpoint("plain").load()["step"] == 39
+    state = run.checkpoint("plain").load()
+    assert state is not None
+    assert state["step"] == 39
     again = []
     assert run_mnist(SHORT, DATA, run, again.append, Event()) == finished[1]
     assert [row["step"] for row in again if row["arm"] == "plain"] == [40, 60]
-
-
-def test_one_failure_stops_the_other_trainings():
-    begun, stop = [], Event()
-
-    def task(job):
-        begun.append(job)
-        assert not stop.is_set() or job > 1
-        if job == 1:
-            raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        in_parallel(task, list(range(5)), 1, stop)
-    assert stop.is_set()
 
 
 def test_a_run_that_another_process_writes_is_refused(tmp_path):
@@ -247,7 +192,7 @@ def test_ctrl_c_leaves_a_plotted_partial_run_and_says_how_to_go_on(tmp_path):
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert f"Go on with: batchnorm mnist --resume {tmp_path / 'run'}" in output
+    assert f"Continue with: batchnorm mnist --resume {tmp_path / 'run'}" in output
     assert "Traceback" not in output
     for name in ("figure1.png", "figure1.svg", "report.html", "config.json"):
         assert (tmp_path / "run" / name).stat().st_size > 0
@@ -287,31 +232,3 @@ def test_divergence_is_recorded_not_a_crash(tmp_path):
 def test_settings_that_cannot_run_are_refused(change, message):
     with pytest.raises(bn.BatchNormError, match=message):
         load_data(replace(SHORT, **change))
-
-
-def test_steps_to_is_the_first_step_reached():
-    rows = [
-        {"step": step, "arm": arm, "test_accuracy": accuracy}
-        for step, arm, accuracy in [(0, "bn", 0.1), (0, "plain", 0.95), (10, "bn", 0.9), (20, "bn", 0.85)]
-    ]
-    assert steps_to(rows, "bn", 0.9) == 10
-    assert steps_to(rows, "bn", 0.91) is None
-
-
-def test_sweep_covers_the_grid_and_resumes(tmp_path, monkeypatch):
-    monkeypatch.setattr(sweep, "LRS", (0.1, 1.0))
-    monkeypatch.setattr(sweep, "STDS", (0.1,))
-    monkeypatch.setattr(sweep, "SEEDS", 2)
-    base = replace(SHORT, steps=5)
-    run = Run.create(tmp_path / "sweep", "sweep", config_to_json(base))
-    rows = sweep.run_sweep(base, DATA, run, ignore, Event())
-    assert [(r["lr"], r["seed"], r["arm"]) for r in rows] == [
-        (lr, seed, arm) for lr in (0.1, 1.0) for seed in (1, 2) for arm in ("bn", "plain")
-    ]
-    assert {row["step"] for row in rows} == {5}
-    run.replace_rows(rows[:3])
-    trained = []
-    assert sweep.run_sweep(base, DATA, run, trained.append, Event()) == rows
-    assert len(trained) == 5
-    wanted = sum(row["test_accuracy"] for row in rows if row["lr"] == 0.1 and row["arm"] == "bn") / 2
-    assert sweep.grid_means(rows, "bn")[0.1, 0.1] == pytest.approx(wanted)

@@ -1,4 +1,4 @@
-"""MNIST as the paper uses it, binary, from the package or from IDX files, and the order in which training sees it."""
+"""Load binary MNIST, from the package or from IDX files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ...errors import BatchNormError
 from ..images.idx import read_idx
 
 PACKED = Path(__file__).with_name("mnist.npz")
-THRESHOLD = 127  # a pixel is 1 above it; the paper says "binary image" and no more
+THRESHOLD = 127  # a pixel above it is 1; the paper says only "binary image"
 PIXELS = 28 * 28
 IDX_NAMES = {
     "train_images": "train-images-idx3-ubyte",
@@ -25,7 +25,7 @@ IDX_NAMES = {
 
 @dataclass(frozen=True)
 class Mnist:
-    """Images (N, 784), uint8, 0 or 1; labels (N,), int64, 0 to 9."""
+    """Images (N, 784), uint8, 0 or 1, and labels (N,), int64, 0 to 9."""
 
     train_images: Tensor
     train_labels: Tensor
@@ -34,10 +34,10 @@ class Mnist:
 
 
 def load_mnist(folder: Path | None = None) -> Mnist:
-    """Binary MNIST: the copy in the package, or the four IDX files of `folder`, each gzipped (.gz) or not.
+    """Return the copy in the package, or that of the four IDX files in `folder`, each gzipped (.gz) or not.
 
     Raises:
-        BatchNormError: a file is missing, truncated, foreign, or does not fit its partner.
+        BatchNormError: a file is missing, truncated or no IDX file, or images and labels do not fit.
     """
     if folder is None:
         with np.load(PACKED, allow_pickle=False) as packed:
@@ -56,31 +56,6 @@ def load_mnist(folder: Path | None = None) -> Mnist:
             for name, array in arrays.items()
         }
     )
-
-
-class Batches:
-    """Which examples make up mini-batch `step`: a function of seed and step alone, so that a run can resume anywhere.
-
-    Every epoch is a new permutation of all examples; what is left over at its end (fewer than a batch) is dropped.
-    """
-
-    def __init__(self, examples: int, batch_size: int, seed: int) -> None:
-        if not 2 <= batch_size <= examples:
-            raise BatchNormError(
-                f"batch size {batch_size} does not fit {examples} training examples; "
-                "batch normalization needs at least 2 a batch"
-            )
-        self.examples, self.batch_size, self.seed = examples, batch_size, seed
-        self._epoch = -1
-        self._order = torch.empty(0, dtype=torch.long)
-
-    def indices(self, step: int) -> Tensor:
-        """The example numbers of batch `step` (from 0): (batch_size,), int64."""
-        epoch, batch = divmod(step, self.examples // self.batch_size)
-        if epoch != self._epoch:
-            self._epoch = epoch
-            self._order = torch.from_numpy(np.random.default_rng([self.seed, epoch]).permutation(self.examples))
-        return self._order[batch * self.batch_size : (batch + 1) * self.batch_size]
 
 
 def _find_idx(folder: Path, name: str) -> Path:

@@ -1,32 +1,29 @@
-"""Sec. 4.1: the MNIST network, trained with and without BN on the same batches from the same weights."""
+"""Train the two arms of Fig. 1, without and with BN, on the same mini-batches from the same weights."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from collections.abc import Callable
 from threading import Event
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...errors import BatchNormError
-from ...layers import BatchNorm1d
 from ..training.loop import train
 from ..training.rows import Row
 from ..training.run import Run
 from ..training.settings import check_settings
+from .batches import Batches
 from .config import MnistConfig
-from .data import PIXELS, Batches, Mnist, load_mnist
+from .data import Mnist, load_mnist
 from .measure import measure
+from .network import network
+from .parallel import in_parallel
+from .records import ARMS
 
-LABELS = {"plain": "without BN", "bn": "with BN"}
-ARMS = tuple(LABELS)
-HIDDEN, LAYERS, CLASSES = 100, 3, 10
-UNIT = 0  # the "typical" sigmoid of Fig. 1 (b, c), named before any result was seen
-Report = Callable[[Row], None]
+UNIT = 0  # the "typical" sigmoid of Fig. 1 (b, c), chosen before any result was seen
 
 
 def load_data(config: MnistConfig) -> Mnist:
@@ -41,36 +38,13 @@ def load_data(config: MnistConfig) -> Mnist:
     return data
 
 
-def network(arm: str, std: float, seed: int) -> nn.Sequential:
-    """784-100-100-100-10 with sigmoids; in arm "bn", z = g(BN(Wu)) in place of z = g(Wu + b) (Sec. 3.2).
-
-    Both arms draw the same weights for the same seed; biases start at 0, gamma at 1, beta at 0.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    layers: list[nn.Module] = []
-    inputs = PIXELS
-    for _ in range(LAYERS):
-        layers.append(nn.Linear(inputs, HIDDEN, bias=arm == "plain"))
-        if arm == "bn":
-            layers.append(BatchNorm1d(HIDDEN))
-        layers.append(nn.Sigmoid())
-        inputs = HIDDEN
-    layers.append(nn.Linear(inputs, CLASSES))
-    for layer in layers:
-        if isinstance(layer, nn.Linear):
-            nn.init.normal_(layer.weight, std=std, generator=generator)
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
-    return nn.Sequential(*layers)
-
-
 class ArmTraining:
-    """The training of one arm: plain SGD from the seed's weights, on the seed's mini-batches.
+    """The training of one arm by plain SGD. The loop `train` runs it.
 
     Images stay one byte a pixel until their batch comes up, so that gathering them reads a quarter of the memory.
     """
 
-    ends_at_divergence = False  # Figure 1 shows how a diverged network stays
+    ends_at_divergence = False  # Fig. 1 shows the rest of the curve too
 
     def __init__(self, config: MnistConfig, arm: str, data: Mnist) -> None:
         self.model = network(arm, config.std, config.seed)
@@ -96,7 +70,7 @@ class ArmTraining:
         return measure(self.model, self._test_images, self._data.test_labels, UNIT)
 
     def state(self) -> dict[str, Any]:
-        """Return the parameters and buffers. SGD without momentum has no other state."""
+        """Return the parameters and buffers. Plain SGD has no state of its own."""
         return {"model": self.model.state_dict()}
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -104,12 +78,19 @@ class ArmTraining:
         self.model.load_state_dict(state["model"])
 
 
-def run_mnist(config: MnistConfig, data: Mnist, run: Run, report: Report, stop: Event) -> list[Row]:
-    """Train both arms into `run`, from its checkpoints if it has any; returns all rows, ordered by step.
+def run_mnist(config: MnistConfig, data: Mnist, run: Run, report: Callable[[Row], None], stop: Event) -> list[Row]:
+    """Train both arms into `run` and return all rows, ordered by step. Resume from its checkpoints if it has any.
 
     Arguments:
-        report: called with every row as it is measured, from the thread of its arm.
-        stop: set it (Ctrl-C) and both arms end at the next step, with a checkpoint to resume from.
+        config: the settings of both arms.
+        data: the images that `load_data` returned.
+        run: the run folder to write.
+        report: called with each new row, from the thread of its arm.
+        stop: set it, and both arms end at their next step with a checkpoint. Ctrl-C sets it.
+
+    Raises:
+        BatchNormError: a checkpoint is damaged, or rows before it are missing.
+        StorageError: the run folder cannot be written.
     """
     run.replace_rows(_rows_to_keep(run, config))
 
@@ -127,45 +108,11 @@ def run_mnist(config: MnistConfig, data: Mnist, run: Run, report: Report, stop: 
     return rows
 
 
-def in_parallel(task: Callable[[Any], None], jobs: Sequence[Any], threads: int, stop: Event) -> None:
-    """`task` of every job, at most `threads` at once; a failure or Ctrl-C sets `stop` and waits for tasks to see it.
-
-    The threads are Python's: torch lets go of the interpreter lock while it computes, and what runs between its
-    operations takes turns. Inside a task torch has one thread, whatever `threads` is: the number changes the order of
-    its sums, and so the bits of the records.
-    """
-
-    def stop_others_on_failure(job: Any) -> None:
-        try:
-            task(job)
-        except BaseException:
-            stop.set()
-            raise
-
-    before = torch.get_num_threads(), sys.getswitchinterval()
-    torch.set_num_threads(1)
-    # Operations here take some 10 us: a thread that waits Python's 5 ms for the lock would see the other one run alone.
-    sys.setswitchinterval(1e-4)
-    futures = []
-    try:
-        with ThreadPoolExecutor(min(threads, len(jobs))) as pool:
-            try:
-                futures += [pool.submit(stop_others_on_failure, job) for job in jobs]
-                wait(futures, return_when=FIRST_EXCEPTION)
-            except KeyboardInterrupt:
-                stop.set()
-    finally:
-        torch.set_num_threads(before[0])
-        sys.setswitchinterval(before[1])
-    for future in futures:
-        future.result()
-
-
 def _rows_to_keep(run: Run, config: MnistConfig) -> list[Row]:
-    """The rows up to each arm's checkpoint; those after it will be measured again.
+    """Return the rows up to each arm's checkpoint. The loop measures the later ones again.
 
     Raises:
-        BatchNormError: rows are missing that a checkpoint is past, and that nothing would measure again.
+        BatchNormError: a row before a checkpoint is missing. Nothing would measure it again.
     """
     rows = run.rows()
     kept = []

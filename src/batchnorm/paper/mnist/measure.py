@@ -10,10 +10,15 @@ from .records import PERCENTILES
 
 
 def measure(model: nn.Sequential, images: Tensor, labels: Tensor, unit: int) -> Row:
-    """Accuracy over (images, labels), and the percentiles of what enters `unit` of the last sigmoid (Fig. 1).
+    """Return the accuracy, and the percentiles of the input of one sigmoid in the last hidden layer (Fig. 1).
 
-    The model is in eval mode: its BN layers use population statistics, here the moving averages (Sec. 3.1), never
-    those of the images measured.
+    BN uses population statistics, here the moving averages (Sec. 3.1). The measured images do not change them.
+
+    Arguments:
+        model: the network, in eval mode.
+        images: the images to measure, (N, 784), float32.
+        labels: their labels, (N,), int64.
+        unit: the number of the sigmoid in its layer.
     """
     last = max(i for i, layer in enumerate(model) if isinstance(layer, nn.Sigmoid))
     sigmoid_input = model[:last](images)
