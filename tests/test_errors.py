@@ -27,7 +27,7 @@ def test_the_command_prints_every_error_as_one_line(monkeypatch, kind):
     def fail(*_):
         raise kind("the reason")
 
-    monkeypatch.setattr(main, "show_report", fail)
+    monkeypatch.setattr("batchnorm.paper.show.inception_terminal.show_report", fail)
     monkeypatch.setattr(sys, "argv", ["batchnorm", "report", "runs"])
     with pytest.raises(SystemExit) as exited:
         main.main()

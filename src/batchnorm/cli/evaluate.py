@@ -31,7 +31,7 @@ def command(
         fold: Fold the batch normalization into the other layers first (Alg. 2, line 11). --no-fold keeps its layers.
         workers: Processes that read images. By default one per core.
     """
-    from ..paper.show.progress import show_evaluation
+    from .inception_evaluation import evaluate_runs
 
     warn_without_kernels()
-    show_evaluation(runs, data, crops, fold, workers)
+    evaluate_runs(runs, data, crops, fold, workers)

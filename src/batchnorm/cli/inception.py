@@ -43,15 +43,15 @@ def command(
     import torch
 
     from ..paper.inception.jobs import choose_jobs
-    from ..paper.show.progress import show_jobs
     from ..paper.training.processes import cores_each, joined
+    from .inception_training import train_jobs
 
     warn_without_kernels()
     keep_memory()
     with joined() as processes:
         jobs = processes.share(lambda: choose_jobs(variant, config, out, resume))
         torch.set_num_threads(jobs[0].config.threads or cores_each())
-        finished = show_jobs(jobs, processes)
+        finished = train_jobs(jobs, processes)
         if not finished and processes.rank == 0:
             folder = jobs[0].folder if len(jobs) == 1 else jobs[0].folder.parent
             print(f"Stopped early. Continue with: batchnorm inception --resume {folder}")

@@ -44,8 +44,8 @@ def command(
     """
     from ..paper.mnist.experiment import load_data
     from ..paper.mnist.sweep import check_sweep
-    from ..paper.show.console import show_mnist, show_sweep
     from ..paper.training.run import Run
+    from .mnist_training import train_arms, train_sweep
 
     warn_without_kernels()
     keep_memory()
@@ -60,9 +60,9 @@ def command(
         data = load_data(config)
         experiment = "sweep" if sweep else "mnist"
         run = Run.create(out, experiment, config_to_json(config))
-    show = show_sweep if experiment == "sweep" else show_mnist
+    train = train_sweep if experiment == "sweep" else train_arms
     with run.claimed():
-        show(config, data, run)
+        train(config, data, run)
 
 
 def _open(folder: Path) -> tuple[Run, str, MnistConfig]:

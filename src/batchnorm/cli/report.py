@@ -20,6 +20,6 @@ def command(runs: Runs, out: Path | None = None) -> None:
         runs: Folders that batchnorm inception made, each of one run or of several. Runs of one variant count as seeds.
         out: Folder for the results, new or empty. By default runs/report-1, or the next free number.
     """
-    from ..paper.show.console import show_report
+    from ..paper.show.inception_terminal import show_report
 
     show_report(runs, out)

@@ -1,0 +1,35 @@
+"""Fig. 2 is drawn from any choice of runs, and its curves are told apart without color."""
+
+import pytest
+from PIL import Image
+from support.records import comparison, record
+
+from batchnorm.paper.show.inception_figures import figure2
+from batchnorm.paper.show.styles import VARIANT_STYLES
+
+
+def test_variants_are_told_apart_without_colors_too():
+    assert len({style.color for style in VARIANT_STYLES.values()}) == 13
+    assert len({style.marker for name, style in VARIANT_STYLES.items() if name.startswith("ensemble")}) == 6
+    assert len({VARIANT_STYLES[name].dash for name in ("inception", "bn-baseline", "bn-x5", "bn-x30")}) == 4
+
+
+def test_figure2_is_drawn_as_png_and_svg(tmp_path):
+    png, svg = figure2(comparison(), tmp_path)
+    assert (png.name, svg.name) == ("figure2.png", "figure2.svg")
+    with Image.open(png) as image:
+        assert image.size == (1200, 825)
+    assert svg.read_text().startswith("<?xml")
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        [record("bn-x5", 0.9)],
+        [record("inception", 0.5, diverged=100), record("inception-x5", 0.5, diverged=200)],
+        [record(f"ensemble-{number}", 0.9) for number in range(1, 7)],
+    ],
+    ids=["no plain network", "all diverged", "ensemble"],
+)
+def test_any_choice_of_runs_is_drawn(records, tmp_path):
+    assert all(path.stat().st_size > 1000 for path in figure2(records, tmp_path))
