@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from batchnorm.cli import main
+from batchnorm.cli import inception, main, mnist
 
 FAULTS = """
 import resource, torch, batchnorm as bn
@@ -21,7 +21,7 @@ print((faults() - before) * resource.getpagesize() / (8 * (32 << 20)))
 
 
 def refaulted(keep):
-    """The share of the memory of freed and allocated tensors that is mapped anew."""
+    """Return the share of the memory of freed and allocated tensors that is mapped anew."""
     done = subprocess.run([sys.executable, "-c", FAULTS.format(keep=keep)], check=True, capture_output=True, text=True)
     return float(done.stdout)
 
@@ -31,15 +31,18 @@ def test_freed_memory_is_used_again():
     assert refaulted(keep=True) < 0.05 * refaulted(keep=False)
 
 
-@pytest.mark.parametrize("command", [["mnist", "--steps", "1"], ["inception", "bn-baseline", "--data", "fashion"]])
-def test_the_trainers_of_the_command_line_keep_theirs(command, monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    ("module", "command"),
+    [(mnist, ["mnist", "--steps", "1"]), (inception, ["inception", "bn-baseline", "--data", "fashion"])],
+)
+def test_the_trainers_of_the_command_line_keep_theirs(module, command, monkeypatch, tmp_path):
     class Kept(Exception):
         pass
 
     def keep_memory():
         raise Kept
 
-    monkeypatch.setattr(main, "keep_memory", keep_memory)
+    monkeypatch.setattr(module, "keep_memory", keep_memory)
     monkeypatch.setattr("sys.argv", ["batchnorm", *command, "--out", str(tmp_path / "run")])
     with pytest.raises(Kept):
         main.main()

@@ -1,102 +1,108 @@
-"""The command as a person types it."""
+"""The command line as a whole: what it needs, and how it ends."""
 
-import re
-import subprocess
 import sys
 
 import pytest
-import torch
+from support.interpreter import batchnorm
+from support.paths import ROOT
 
-import batchnorm as bn
-from batchnorm.cli import main
-from batchnorm.paper.mnist.config import MnistConfig
+from batchnorm.cli import fold, kernels, main
+from batchnorm.cli.extras import EXTRAS
+from batchnorm.kernels import bindings
 
-OPTIONS = ["steps", "batch-size", "lr", "std", "seed", "eval-every", "threads", "data", "out", "resume", "sweep"]
-
-
-def run(monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", ["batchnorm", *map(str, arguments)])
-    main.main()
-
-
-@pytest.fixture
-def help_text(monkeypatch, capsys):
-    with pytest.raises(SystemExit) as exited:
-        run(monkeypatch, "mnist", "--help")
-    assert exited.value.code == 0
-    return capsys.readouterr().out
-
-
-@pytest.mark.parametrize("option", OPTIONS)
-def test_help_explains_every_option_with_its_default(help_text, option):
-    words = re.sub(r"[\s│]+", " ", help_text)
-    explained = re.findall(rf"--{option} .{{10,}}?\(default: ([^)]*)\)|--{option}, .*?\(default: ([^)]*)\)", words)
-    default = False if option == "sweep" else getattr(MnistConfig(), option.replace("-", "_"), None)
-    assert str(default) in {found for groups in explained for found in groups}
-
-
-@pytest.mark.parametrize("compiled", [True, False])
-def test_the_command_says_whether_the_kernels_are_missing(monkeypatch, capsys, compiled):
-    monkeypatch.setattr(main, "kernels_available", lambda: compiled)
-    with pytest.raises(SystemExit):
-        run(monkeypatch, "--help")
-    assert ("installed without its compiled CPU kernels" in capsys.readouterr().err) is not compiled
-
-
-def test_a_run_ends_with_the_table_and_the_paths(monkeypatch, capsys, tmp_path):
-    run(monkeypatch, "mnist", "--steps", 20, "--eval-every", 10, "--out", tmp_path / "run")
-    output = capsys.readouterr().out
-    table, paths = output.split("Training steps to a test accuracy")[1].split("with BN")
-    assert "steps to 90%" in table
-    assert paths.split()[-4:] == [
-        str(tmp_path / "run" / name) for name in ("metrics.jsonl", "figure1.png", "figure1.svg", "report.html")
-    ]
-    run(monkeypatch, "mnist", "--resume", tmp_path / "run")
-    assert capsys.readouterr().out.split("Training steps")[1] == output.split("Training steps")[1]
+NOT_FOR_NETWORKS = ["rich", "matplotlib", "plotly", "torchvision", "PIL", "onnx", "onnxscript"]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    "arguments",
     [
-        (["--lr", -1], "lr must be a positive number; got -1.0"),
-        (["--data", "nowhere"], "nowhere has neither train-images-idx3-ubyte"),
-        (["--resume", "nowhere"], "nowhere is not the folder of a run"),
-        (["--resume", "nowhere", "--lr", 1], "give no others beside it"),
-        (["--resume", "nowhere", "--sweep"], "give no others beside it"),
-        (["--sweep", "--lr", 1], "--sweep chooses --lr itself"),
-        (["--batch-size", 70_000], "batch size 70000 does not fit 60000 training examples"),
+        ["fold", "tiny:with_norm", "--input", "2x3x8x8"],
+        ["insert", "tiny:plain", "--input", "2x3x8x8", "--data", "tiny:batches"],
+        ["recalibrate", "tiny:with_norm", "--data", "tiny:batches"],
     ],
+    ids=lambda arguments: arguments[0],
 )
-def test_mistakes_are_one_line_and_leave_nothing_behind(monkeypatch, tmp_path, arguments, message):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit, match=message) as exited:
-        run(monkeypatch, "mnist", *arguments)
-    assert str(exited.value.code).count("\n") == 0
+@pytest.mark.usefixtures("tiny")
+def test_networks_need_torch_numpy_and_tyro_alone(arguments, tmp_path):
+    done = batchnorm(*arguments, missing=[*NOT_FOR_NETWORKS, "safetensors"], cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "batchnorm:" not in done.stderr  # recalibrate shows its progress there
+    assert done.stdout.startswith("name ")
+
+
+@pytest.mark.parametrize("package", ["tyro", "rich", "matplotlib", "plotly"])
+def test_a_missing_package_is_one_line_that_says_what_to_install(package, tmp_path):
+    done = batchnorm("mnist", "--steps", 1, "--eval-every", 1, missing=[package], cwd=tmp_path)
+    extra = "cli" if package == "tyro" else "paper"
+    install = f"pip install 'batchnorm[{extra}]'"
+    assert done.stderr == f"batchnorm: this command needs {package}. Install it with: {install}\n"
+    assert done.returncode == 1
     assert not list(tmp_path.iterdir())
 
 
+def test_without_torchvision_inception_says_what_to_install(tmp_path):
+    done = batchnorm("inception", "all", "--data", "fashion", missing=["torchvision"], cwd=tmp_path)
+    install = "pip install 'batchnorm[imagenet]'"
+    assert done.stderr == f"batchnorm: this command needs torchvision. Install it with: {install}\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_package_of_others_is_not_ours_to_explain(monkeypatch):
+    def fail(*_args, **_options):
+        raise ModuleNotFoundError("No module named 'theirs'", name="theirs")
+
+    monkeypatch.setattr(fold, "warn_without_kernels", fail)
+    monkeypatch.setattr(sys, "argv", ["batchnorm", "fold", "tiny:with_norm", "--input", "2x3x8x8"])
+    with pytest.raises(ModuleNotFoundError, match="No module named 'theirs'"):
+        main.main()
+
+
+def test_the_extras_are_those_of_the_project():
+    tomllib = pytest.importorskip("tomllib", reason="of Python 3.11")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for package, extra in EXTRAS.items():
+        distribution = {"PIL": "pillow"}.get(package, package)
+        assert any(line.startswith(f"{distribution}>") for line in project["optional-dependencies"][extra])
+
+
+def test_ctrl_c_ends_with_its_usual_status(run, monkeypatch):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fold, "warn_without_kernels", interrupted)
+    with pytest.raises(SystemExit) as exited:
+        run("fold", "tiny:with_norm", "--input", "2x3x8x8")
+    assert exited.value.code == 130
+
+
+@pytest.mark.parametrize("target", ["x86-64-v3", None])
+def test_a_notice_says_that_the_kernels_are_missing(monkeypatch, capsys, target):
+    monkeypatch.setattr(bindings, "kernel_target", lambda: target)
+    kernels.warn_without_kernels()
+    assert ("installed without its compiled CPU kernels" in capsys.readouterr().err) is (target is None)
+
+
 @pytest.mark.parametrize(
-    ("config", "message"),
+    "arguments",
     [
-        ("[1]", "is not the folder of a run"),
-        ('{"experiment": "imagenet", "made_with": {}}', "is a run of 'imagenet'"),
-        ('{"experiment": "mnist", "made_with": {}, "data": null, "colour": 1}', "other settings than this version"),
-        ('{"experiment": "mnist", "made_with": {}}', "other settings than this version"),
+        ["mnist", "--lr", "-1"],
+        ["inception"],
+        ["evaluate", "nowhere", "--data", "fashion"],
+        ["fold", "nowhere:net", "--input", "1x3"],
+        ["insert", "nowhere:net", "--input", "1x3"],
+        ["recalibrate", "nowhere:net", "--data", "nowhere:batches"],
     ],
+    ids=lambda arguments: arguments[0],
 )
-def test_a_damaged_run_is_one_line(monkeypatch, tmp_path, config, message):
-    (tmp_path / "config.json").write_text(config)
-    with pytest.raises(SystemExit, match=message):
-        run(monkeypatch, "mnist", "--resume", tmp_path)
+def test_every_command_that_computes_gives_the_notice(monkeypatch, run, capsys, arguments):
+    monkeypatch.setattr(bindings, "kernel_target", lambda: None)
+    with pytest.raises(SystemExit):
+        run(*arguments)
+    assert "installed without its compiled CPU kernels" in capsys.readouterr().err
 
 
-def test_the_version_is_the_packages_and_torchs(monkeypatch, capsys):
-    run(monkeypatch, "--version")
-    assert capsys.readouterr().out == f"batchnorm {bn.__version__}, torch {torch.__version__}\n"
-
-
-def test_without_its_extras_the_command_says_what_to_install():
-    code = "import sys; sys.modules['rich.progress'] = sys.modules['rich'] = None; import batchnorm.cli.main"
-    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
-    assert done.returncode == 1
-    assert done.stderr.strip() == "batchnorm: the command needs rich. Install it with: pip install 'batchnorm[paper]'"
+def test_a_word_that_is_no_command_lists_the_commands(run, capsys):
+    with pytest.raises(SystemExit) as exited:
+        run("flod")
+    assert exited.value.code == 2
+    assert "mnist, inception, evaluate, report, fold, insert," in capsys.readouterr().err

@@ -8,7 +8,9 @@ from multiprocessing import forkserver
 from pathlib import Path
 
 FORKSERVER = multiprocessing.get_context("forkserver")
-FORKSERVER.set_forkserver_preload(["batchnorm.cli.main", "batchnorm.cli.inception_training", "torch.distributed.run"])
+FORKSERVER.set_forkserver_preload(
+    ["batchnorm.cli.inception", "batchnorm.cli.inception_training", "torch.distributed.run"]
+)
 
 
 def preload():
