@@ -6,6 +6,7 @@ import hashlib
 import os
 import sys
 import urllib.request
+from http.client import HTTPException
 from pathlib import Path
 
 import torch
@@ -63,13 +64,13 @@ def find_file(name: str) -> Path:
     """Return the verified path of one file, from Debian's package or the cache. Otherwise download it to the cache.
 
     Raises:
-        BatchNormError: The checksum differs.
-        DownloadError: The download failed.
+        BatchNormError: The checksum of a file that is there differs.
+        DownloadError: The download failed, or its checksum differs.
     """
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "batchnorm" / "fashion-mnist"
     for folder in (DEBIAN, cache):
         if (folder / f"{name}.gz").is_file():
-            return _verify(folder / f"{name}.gz", name)
+            return _verified(folder / f"{name}.gz", name)
     return _download(name, cache)
 
 
@@ -80,8 +81,8 @@ def _download(name: str, cache: Path) -> Path:
     try:
         cache.mkdir(parents=True, exist_ok=True)
         urllib.request.urlretrieve(url, partial, _print_percent)
-        return _verify(partial, name).replace(cache / f"{name}.gz")
-    except OSError as error:
+        return _verified(partial, name).replace(cache / f"{name}.gz")
+    except (OSError, HTTPException, BatchNormError) as error:
         raise DownloadError(
             f"Fashion-MNIST is neither in {DEBIAN} nor in {cache}, and the download failed: {error}. Install Debian's "
             f"dataset-fashion-mnist, or put its four .gz files into {cache}."
@@ -96,7 +97,7 @@ def _print_percent(blocks: int, block_size: int, size: int) -> None:
     print(f"\r{percent} % of {size / 1e6:.1f} MB", end="\n" if done >= size else "", file=sys.stderr, flush=True)
 
 
-def _verify(path: Path, name: str) -> Path:
+def _verified(path: Path, name: str) -> Path:
     if hashlib.sha256(unpack(path)).hexdigest() != SHA256[name]:
-        raise BatchNormError(f"{path} is not Fashion-MNIST's {name}: its checksum differs. Remove or replace it.")
+        raise BatchNormError(f"{path} is not Fashion-MNIST's {name}: its checksum differs; remove or replace it")
     return path
