@@ -15,8 +15,8 @@ def evaluate_runs(folders: Sequence[Path], data: str, crops: int, folded: bool, 
     """Evaluate the runs in `folders`, print a line each, and append the rows to the records of the first run.
 
     Raises:
-        BatchNormError: a folder has no run, or a run cannot be evaluated on these images.
-        StorageError: the records cannot be written.
+        BatchNormError: A folder has no run, or a run cannot be evaluated on these images.
+        StorageError: The records cannot be written.
     """
     jobs = runs(folders)
     print(f"Evaluating {'with every BN folded away' if folded else 'with BN layers'}, crops: {crops}", flush=True)

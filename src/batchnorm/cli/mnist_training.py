@@ -22,7 +22,7 @@ def train_arms(config: MnistConfig, data: Mnist, run: Run) -> None:
     """Train both arms into `run`, draw Fig. 1, and print the table of steps to accuracy.
 
     Raises:
-        StorageError: the run folder cannot be written.
+        StorageError: The run folder cannot be written.
     """
     print(f"Run folder: {run.folder}")
     with arm_bars(config.steps, run.rows()) as report:
@@ -40,7 +40,7 @@ def train_sweep(config: MnistConfig, data: Mnist, run: Run) -> None:
     """Train the sweep into `run`, draw its heat map, and print each arm's best setting.
 
     Raises:
-        StorageError: the run folder cannot be written.
+        StorageError: The run folder cannot be written.
     """
     print(f"Run folder: {run.folder}")
     total = len(settings(config))

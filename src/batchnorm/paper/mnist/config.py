@@ -41,7 +41,7 @@ def config_from_json(saved: dict[str, Any]) -> MnistConfig:
     """Return the settings that `config_to_json` wrote.
 
     Raises:
-        BatchNormError: a setting is missing, or this version does not know it.
+        BatchNormError: A setting is missing, or this version does not know it.
     """
     try:
         return replace(MnistConfig(**saved), data=Path(saved["data"]) if saved["data"] else None)

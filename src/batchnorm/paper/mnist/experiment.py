@@ -30,7 +30,7 @@ def load_data(config: MnistConfig) -> Mnist:
     """Check the settings and return the data that they name. Call it before you write anything.
 
     Raises:
-        BatchNormError: the first setting that is out of range, or data that cannot be read.
+        BatchNormError: The first setting that is out of range, or data that cannot be read.
     """
     check_settings(config, {"steps": 1, "eval_every": 1, "threads": 1, "seed": 0}, ("lr", "std"))
     data = load_mnist(config.data)
@@ -82,15 +82,15 @@ def run_mnist(config: MnistConfig, data: Mnist, run: Run, report: Callable[[Row]
     """Train both arms into `run` and return all rows, ordered by step. Resume from its checkpoints if it has any.
 
     Arguments:
-        config: the settings of both arms.
-        data: the images that `load_data` returned.
-        run: the run folder to write.
-        report: called with each new row, from the thread of its arm.
-        stop: set it, and both arms end at their next step with a checkpoint. Ctrl-C sets it.
+        config: The settings of both arms.
+        data: The images that `load_data` returned.
+        run: The run folder to write.
+        report: Called with each new row, from the thread of its arm.
+        stop: Set it, and both arms end at their next step with a checkpoint. Ctrl-C sets it.
 
     Raises:
-        BatchNormError: a checkpoint is damaged, or rows before it are missing.
-        StorageError: the run folder cannot be written.
+        BatchNormError: A checkpoint is damaged, or rows before it are missing.
+        StorageError: The run folder cannot be written.
     """
     run.replace_rows(_rows_to_keep(run, config))
 
@@ -112,7 +112,7 @@ def _rows_to_keep(run: Run, config: MnistConfig) -> list[Row]:
     """Return the rows up to each arm's checkpoint. The loop measures the later ones again.
 
     Raises:
-        BatchNormError: a row before a checkpoint is missing. Nothing would measure it again.
+        BatchNormError: A row before a checkpoint is missing. Nothing would measure it again.
     """
     rows = run.rows()
     kept = []

@@ -22,14 +22,14 @@ def write_page(folder: Path, title: str, about: str, sections: list[Section], se
     """Write `report.html` into `folder` and return its path. The page contains everything that it needs.
 
     Arguments:
-        folder: an existing folder.
-        title: title of the page, plain text.
-        about: first paragraph, HTML.
-        sections: the parts between the first and the last paragraph.
-        settings: last paragraph, plain text.
+        folder: An existing folder.
+        title: Title of the page, plain text.
+        about: First paragraph, HTML.
+        sections: The parts between the first and the last paragraph.
+        settings: Last paragraph, plain text.
 
     Raises:
-        StorageError: the disk is full or the folder read-only.
+        StorageError: The disk is full or the folder read-only.
     """
     body = "\n".join(f"<h2>{escape(head)}</h2>\n{content}" if head else content for head, content in sections)
     path = folder / "report.html"

@@ -38,7 +38,7 @@ def write_mnist_report(rows: list[Row], settings: dict[str, Any], folder: Path) 
     """Write `report.html` into `folder` and return its path. The page opens offline.
 
     Raises:
-        StorageError: the disk is full or the folder read-only.
+        StorageError: The disk is full or the folder read-only.
     """
     listed = ", ".join(f"{name} {value}" for name, value in settings.items() if value is not None)
     sections = [Section("", html_figure(_figure(rows))), Section("", html_table(steps_table(rows)))]

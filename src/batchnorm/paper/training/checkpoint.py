@@ -28,7 +28,7 @@ class Checkpoint:
         """Write `state` as the newest. A kill meanwhile leaves the state before it.
 
         Raises:
-            StorageError: the disk is full or the folder read-only. The state before it is kept.
+            StorageError: The disk is full or the folder read-only. The state before it is kept.
         """
         partial = self.path.with_suffix(".partial")
         try:
@@ -46,7 +46,7 @@ class Checkpoint:
         """Return the newest undamaged state, or None if there is no file yet. Code in the file is never run.
 
         Raises:
-            BatchNormError: every file is damaged.
+            BatchNormError: Every file is damaged.
         """
         errors = []
         for path in (self.path, self.previous):

@@ -27,10 +27,10 @@ class Processes:
     """The processes of one training, as one of them sees them.
 
     Arguments:
-        rank: the number of this process.
-        world_size: the number of processes.
-        device: the device that this process trains on.
-        control: a gloo group for CPU tensors where the default group is NCCL's; None where the default is gloo's.
+        rank: The number of this process.
+        world_size: The number of processes.
+        device: The device that this process trains on.
+        control: A gloo group for CPU tensors where the default group is NCCL's; None where the default is gloo's.
     """
 
     rank: int = 0
@@ -110,7 +110,7 @@ def joined() -> Iterator[Processes]:
     """Join the processes that torchrun started, by NCCL on GPUs and gloo on CPUs. Without torchrun, stay alone.
 
     Raises:
-        PeerError: another process failed or died.
+        PeerError: Another process failed or died.
     """
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")

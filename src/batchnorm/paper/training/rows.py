@@ -19,7 +19,7 @@ def append_row(path: Path, row: Row) -> None:
     """Append one line. If the disk fills up meanwhile, remove the part that was written.
 
     Raises:
-        StorageError: the disk is full or the folder read-only.
+        StorageError: The disk is full or the folder read-only.
     """
     line = _line(row).encode()
     try:
@@ -40,7 +40,7 @@ def read_rows(path: Path) -> list[Row]:
     """Return all rows, or none if there is no file. Ignore a last line that a kill cut short.
 
     Raises:
-        BatchNormError: another line is damaged.
+        BatchNormError: Another line is damaged.
     """
     if not path.exists():
         return []
@@ -56,7 +56,7 @@ def write_rows(path: Path, rows: Iterable[Row]) -> None:
     """Replace the whole file atomically.
 
     Raises:
-        StorageError: the disk is full or the folder read-only.
+        StorageError: The disk is full or the folder read-only.
     """
     write_atomically(path, "".join(map(_line, rows)))
 

@@ -39,7 +39,7 @@ class Run:
 
         Raises:
             BatchNormError: `folder` exists and is not an empty folder.
-            StorageError: it cannot be created or written.
+            StorageError: It cannot be created or written.
         """
         folder = new_folder(folder, experiment)
         saved = {"experiment": experiment, **config, "made_with": versions()}
@@ -68,7 +68,7 @@ class Run:
         """Lock the run against other processes that would write it. Only POSIX systems have this lock.
 
         Raises:
-            BatchNormError: another process holds the lock.
+            BatchNormError: Another process holds the lock.
         """
         if fcntl is None:
             yield
@@ -93,7 +93,7 @@ class Run:
         """Append one row to the records, from any thread. A kill loses at most this row.
 
         Raises:
-            StorageError: the disk is full or the folder read-only.
+            StorageError: The disk is full or the folder read-only.
         """
         with self._append:
             append_row(self.metrics, row)
@@ -102,7 +102,7 @@ class Run:
         """Return all rows of the records, without a last line that a kill cut short.
 
         Raises:
-            BatchNormError: another line is damaged.
+            BatchNormError: Another line is damaged.
         """
         return read_rows(self.metrics)
 
@@ -110,7 +110,7 @@ class Run:
         """Replace all records atomically.
 
         Raises:
-            StorageError: the disk is full or the folder read-only.
+            StorageError: The disk is full or the folder read-only.
         """
         write_rows(self.metrics, rows)
 
@@ -124,7 +124,7 @@ def new_folder(folder: Path | None, experiment: str) -> Path:
 
     Raises:
         BatchNormError: `folder` exists and is not an empty folder.
-        StorageError: it cannot be created.
+        StorageError: It cannot be created.
     """
     try:
         if folder is None:

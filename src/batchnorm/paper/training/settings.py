@@ -11,12 +11,12 @@ def check_settings(config: object, smallest: Mapping[str, int], positive: Iterab
     """Raise for the first setting that is out of range, and name its option. Settings that are None pass.
 
     Arguments:
-        config: an object with the settings as attributes.
-        smallest: the smallest value of each of these settings.
-        positive: settings that must be positive and finite.
+        config: An object with the settings as attributes.
+        smallest: The smallest value of each of these settings.
+        positive: Settings that must be positive and finite.
 
     Raises:
-        BatchNormError: a setting is out of range.
+        BatchNormError: A setting is out of range.
     """
     for name, least in smallest.items():
         value = getattr(config, name)
