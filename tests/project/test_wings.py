@@ -13,6 +13,8 @@ SOURCE = ROOT / "src" / "batchnorm"
 # The one list. CONTRIBUTING.md has the map of it.
 WINGS = [
     "errors",
+    "escape",
+    "files",
     "moments",
     "memory",
     "kernels",
