@@ -1,17 +1,18 @@
-"""Fold the classification networks of torchvision and a hundred of timm; beside it what torch.fx folds.
+"""Measure how much of torchvision's and timm's networks `bn.fold` folds and `bn.fuse` fuses, beside torch.fx.
 
     python benchmarks/bench_zoo.py                      # what folds, into records/zoo/results.json and table.md
-    python benchmarks/bench_zoo.py --fuse               # what bn.fuse takes, into fuse.json
+    python benchmarks/bench_zoo.py --fuse               # what bn.fuse fuses, into fuse.json
     python benchmarks/bench_zoo.py --time               # the latency, into latency.json
     python benchmarks/bench_zoo.py --time resnet18      # of some networks; the others keep their records
-    python benchmarks/bench_zoo.py --time --missing     # of those that have no record: goes on after an interruption
+    python benchmarks/bench_zoo.py --time --missing     # of the networks without a record, to go on after a stop
 
-Each network is written as soon as it is measured.
+Every record is written as soon as its network is measured.
 
 Every network has random weights, statistics and affine parameters (a tenth of the gammas negative), from one seed.
-Correctness comes first: error is the largest difference of the folded network from the given one, relative to its
-largest output, in float32 and in float64, on a batch of one and of two, at 96x96 where the network takes that and at
-its own resolution otherwise. Latency is of a batch of one at the network's own resolution, before and after in turns.
+Correctness comes first. The error is the largest difference of the folded network from the given one, relative to its
+largest output, in float32 and in float64, on a batch of one and of two. The images are 96x96 where the network takes
+that, otherwise of its own resolution. The latency is of a batch of one at the network's own resolution; the two
+networks alternate.
 """
 
 from __future__ import annotations
@@ -40,17 +41,17 @@ HERE = Path(__file__).parent
 RECORDS = HERE.parent / "records" / "zoo"
 THREADS, TURNS = 2, 9  # of the latency; the rest is measured on one thread
 LIMIT = 1e-5  # relative error in float32
-SPREAD = 0.25  # of times; where it is larger another process had the machine, and nothing is recorded
-FUNCTION_KEPT = 1e-3  # what folding a network must not reach before it is timed
+SPREAD = 0.25  # of times; above it another process used the machine, and nothing is recorded
+FUNCTION_KEPT = 1e-3  # relative; a network with a larger error is not timed
 
 
 def names() -> list[str]:
-    """torchvision's classification networks with batch normalization, and the timm networks of `zoo_networks.txt`."""
+    """Return the names in `zoo_networks.txt`. Those of timm begin with "timm/"."""
     return (HERE / "zoo_networks.txt").read_text().split()
 
 
 def build(name: str) -> tuple[nn.Module, tuple[int, ...]]:
-    """The network in eval mode with random statistics and affine parameters, and the resolution it was made for."""
+    """Return the network in eval mode with random statistics and affine parameters, and its own resolution."""
     torch.manual_seed(0)
     if name.startswith("timm/"):
         model: Any = timm.create_model(name.removeprefix("timm/"))
@@ -66,7 +67,7 @@ def build(name: str) -> tuple[nn.Module, tuple[int, ...]]:
 
 
 def small_input(model: nn.Module, size: tuple[int, ...]) -> Tensor:
-    """A batch of one at 96x96, or at `size` for a network that takes nothing else."""
+    """Return a batch of one at 96x96, or at `size` if the network does not take 96x96."""
     for shape in ((size[0], 96, 96), size):
         x = torch.randn(1, *shape)
         with contextlib.suppress(Exception), torch.no_grad():
@@ -77,17 +78,15 @@ def small_input(model: nn.Module, size: tuple[int, ...]) -> Tensor:
 
 @torch.no_grad()
 def randomize(layer: _BatchNorm) -> None:
-    assert layer.running_mean is not None
-    assert layer.running_var is not None
-    layer.running_mean.normal_(0, 0.5)
-    layer.running_var.uniform_(0.5, 2)
+    layer.get_buffer("running_mean").normal_(0, 0.5)
+    layer.get_buffer("running_var").uniform_(0.5, 2)
     if layer.affine:
         layer.weight.uniform_(0.5, 1.5).mul_(torch.where(torch.rand_like(layer.weight) < 0.1, -1, 1))
         layer.bias.normal_(0, 0.5)
 
 
 def folded_by_fx(model: nn.Module, x: Tensor, layers: int) -> dict[str, Any]:
-    """How many of `layers` are gone after torch.fx's fuse, and its error."""
+    """Return how many of `layers` torch.fx's fuse folds, and its error."""
     try:
         fused: Any = fx_fuse(model)
     except Exception as error:
@@ -105,20 +104,20 @@ def folded_by_fx(model: nn.Module, x: Tensor, layers: int) -> dict[str, Any]:
 
 @torch.no_grad()
 def conditioning(model: nn.Module, x: Tensor) -> dict[str, float]:
-    """For a network above the limit: its own float32 error, and the error of folding the same network in double."""
+    """Return, for a network above the limit, its own float32 error and the error of folding it in double."""
     double = copy.deepcopy(model).double()
     return {"own_error_float32": own_error(model, x), "folded_in_double": bn.fold(double, x.double()).max_error}
 
 
 @torch.no_grad()
 def own_error(model: nn.Module, x: Tensor) -> float:
-    """How far the network's output in float32 is from its own in float64."""
+    """Return how far the network's output in float32 is from its own output in float64."""
     wanted = copy.deepcopy(model).double()(x.double())
     return float((model(x) - wanted).abs().max() / wanted.abs().max())
 
 
 def latency(before: nn.Module, after: nn.Module, x: Tensor) -> tuple[list[float], list[float]]:
-    """Milliseconds of each call, the two networks in turns."""
+    """Return the milliseconds of each call. The two networks alternate."""
     times: tuple[list[float], list[float]] = ([], [])
     with torch.no_grad():
         for turn in range(TURNS + 2):
@@ -155,7 +154,7 @@ def timed(name: str) -> dict[str, Any]:
     model, size = build(name)
     x = torch.randn(1, *size)
     folded = bn.fold(model, small_input(model, size), tolerance=1.0).model
-    if not error(folded, model, x) < FUNCTION_KEPT:  # traced with an example, it takes that size alone
+    if not error(folded, model, x) < FUNCTION_KEPT:  # some networks take only the size of the example
         folded = bn.fold(model, x, tolerance=1.0).model
     before, after = latency(model, folded, x)
     return {"network": name, "input": list(x.shape), "ms_before": before, "ms_after": after}
@@ -170,7 +169,7 @@ def error(got: nn.Module, wanted: nn.Module, x: Tensor) -> float:
 
 
 def table(records: list[dict[str, Any]], times: list[dict[str, Any]]) -> str:
-    """The records in Markdown; the latency of those that were timed."""
+    """Return the records as a table in Markdown, with the latency of the networks that were timed."""
     latencies = {r["network"]: [statistics.median(r[key]) for key in ("ms_before", "ms_after")] for r in times}
     lines = [
         "| network | BN | torch.fx | bn.fold | error float32 | error float64 | ms before | ms after |",
@@ -189,7 +188,7 @@ def table(records: list[dict[str, Any]], times: list[dict[str, Any]]) -> str:
 
 
 def totals(records: list[dict[str, Any]]) -> dict[str, Any]:
-    """The claim, in numbers."""
+    """Return the numbers that the README claims."""
     good = [r for r in records if not r["failure"]]
     layers = sum(r["layers"] for r in records)
     return {
@@ -231,12 +230,12 @@ def write(file: str, **content: Any) -> None:
 
 
 def write_table() -> None:
-    """records/zoo/table.md from what is recorded."""
+    """Write records/zoo/table.md from the records."""
     (RECORDS / "table.md").write_text(table(recorded("results.json"), recorded("latency.json")) + "\n")
 
 
 def record(file: str, measured: Callable[[str], dict[str, Any] | None], wanted: list[str]) -> list[dict[str, Any]]:
-    """Measure these, keep what is recorded of the others, and write after each, in the order of the list."""
+    """Measure the `wanted` networks and keep the records of the others. Write the file after each."""
     known = {r["network"]: r for r in recorded(file)}
     order = names()
     for name in wanted:
@@ -249,7 +248,7 @@ def record(file: str, measured: Callable[[str], dict[str, Any] | None], wanted: 
 
 
 def timed_in_peace(name: str) -> dict[str, Any] | None:
-    """The times of this network, or nothing when another process had the machine meanwhile."""
+    """Return the times of a network, or None if another process used the machine meanwhile."""
     times = timed(name)
     before, after = (statistics.median(times[key]) for key in ("ms_before", "ms_after"))
     print(f"{name:<40}{before:>9.1f} ms{after:>9.1f} ms, spread {spread(times):.0%}", flush=True)
@@ -267,7 +266,7 @@ def latency_totals(records: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def spread(record: dict[str, Any]) -> float:
-    """The larger distance between the quartiles of the two networks' times, relative to their median."""
+    """Return the larger distance between the quartiles of the two networks' times, relative to the median."""
     quartiles = [statistics.quantiles(record[key], n=4) for key in ("ms_before", "ms_after")]
     return max((high - low) / middle for low, middle, high in quartiles)
 
@@ -285,17 +284,16 @@ def fuse_totals(records: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def fused(name: str) -> dict[str, Any]:
-    """How many layers of the network `bn.fuse` takes, and its error in eval mode on another batch than the example."""
+    """Return how many layers of a network `bn.fuse` fuses, and the error on a batch that is not the example."""
     model, size = build(name)
     x = small_input(model, size)
     try:
         result = bn.fuse(model, x)
     except bn.BatchNormError as refused:
         return {"network": name, "layers": 0, "fused": 0, "error": None, "failure": str(refused)}
-    count = sum(row.activation is not None for row in result.rows)
     unseen = torch.randn(3, *x.shape[1:])
     difference = error(result.model, model, unseen)
-    record = {"network": name, "layers": len(result.rows), "fused": count, "error": difference, "failure": None}
+    record = {"network": name, "layers": len(result.rows), "fused": result.fused, "error": difference, "failure": None}
     return record | ({"own_error_float32": own_error(model, unseen)} if difference > LIMIT else {})
 
 

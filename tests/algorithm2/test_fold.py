@@ -1,4 +1,4 @@
-"""Folding: the network's own eval output in float64 is the oracle; which layers took what is stated for each case."""
+"""Test folding. The oracle is the network's own eval output in float64; each case states which layers fold."""
 
 import copy
 import pickle
@@ -27,7 +27,7 @@ ROUNDED = 1e-6
 
 
 def randomized(model, seed=0):
-    """Random statistics and affine parameters, the first gamma negative."""
+    """Set random statistics and affine parameters, with a negative first gamma. Return the model in eval mode."""
     generator = torch.Generator().manual_seed(seed)
 
     def uniform(tensor, low, high):
@@ -49,7 +49,7 @@ def randomized(model, seed=0):
 
 
 def error(model, other, *inputs):
-    """Largest difference in float64, relative to the largest output."""
+    """Return the largest difference in float64, relative to the largest output."""
     inputs = [x.double() for x in inputs]
     with torch.no_grad():
         wanted = copy.deepcopy(model).double().eval()(*inputs)
@@ -341,7 +341,7 @@ def test_a_batch_norm_without_running_statistics_is_kept():
 
 
 class Standardized(nn.Conv2d):
-    """Weight standardisation: scaling the weight changes nothing."""
+    """A convolution with weight standardization. Scaling its weight changes nothing."""
 
     def forward(self, input):
         weight = self.weight / self.weight.std((1, 2, 3), keepdim=True)
@@ -349,7 +349,7 @@ class Standardized(nn.Conv2d):
 
 
 class Opaque(nn.Conv2d):
-    """A forward that cannot be traced, of which the weight is used as it is, or not."""
+    """A convolution that cannot be traced. With `power=1` it uses its weight as it is."""
 
     def __init__(self, *args, power=1):
         super().__init__(*args)
@@ -392,7 +392,7 @@ def test_a_batch_norm_with_a_hook_is_kept():
     assert error(model, result.model, x) < ROUNDED
 
 
-# torch says that this weight_norm is old; networks that use it are too
+# torch warns that this weight_norm is deprecated. Some networks still use it.
 BY_HOOK = {
     "prune": lambda layer: prune.l1_unstructured(layer, "weight", 0.5),
     "weight_norm": nn.utils.weight_norm,
@@ -409,11 +409,11 @@ def test_a_weight_that_a_hook_computes_is_folded_as_it_is(computed):
     result = bn.fold(model, x)
     assert result.folded == 1, result
     assert "weight" not in model[0]._parameters
-    torch.testing.assert_close(result.model(x), model(x), rtol=1e-5, atol=1e-6)  # float32, a few roundings
+    torch.testing.assert_close(result.model(x), model(x), rtol=1e-5, atol=1e-6)  # float32: a few roundings
 
 
 class ByHook:
-    """A weight that a hook computes from another, in no way that torch knows."""
+    """A hook that computes the weight from another parameter. torch does not know it."""
 
     def __call__(self, layer, _):
         layer.weight = layer.other * 2
@@ -467,7 +467,7 @@ def test_the_given_model_is_untouched():
     before, modes = copy.deepcopy(model.state_dict()), [layer.training for layer in model.modules()]
     with torch.no_grad():
         for parameter in bn.fold(model, torch.randn(IMAGE)).model.parameters():
-            parameter.zero_()  # no storage shared either
+            parameter.zero_()  # the two must share no storage
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert [layer.training for layer in model.modules()] == modes
 
@@ -535,7 +535,7 @@ def test_an_error_above_tolerance_raises_instead():
         bn.fold(model, x, tolerance=1e-12)
 
 
-@pytest.mark.parametrize("layer", [nn.BatchNorm2d, bn.BatchNorm2d])  # ours keeps its statistics float32
+@pytest.mark.parametrize("layer", [nn.BatchNorm2d, bn.BatchNorm2d])  # our layer keeps its statistics in float32
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
 def test_precision_of_the_network_is_kept(dtype, layer):
     model, x = randomized(nn.Sequential(nn.Conv2d(4, 6, 3), layer(6))), torch.randn(IMAGE)
@@ -562,7 +562,7 @@ def test_channels_last_weights_stay_so():
 
 
 class FixedBatch(nn.Module):
-    """Folds for any batch, but is another network for two examples."""
+    """A network that computes something else for four examples or more."""
 
     def __init__(self):
         super().__init__()
@@ -609,7 +609,9 @@ def test_the_code_of_the_docs_runs_and_prints_what_they_say(capsys):
     code, printed, fuse, printed_by_fuse = re.findall(r"```(?:python)?\n(.*?)```", page, re.DOTALL)
     names: dict[str, Any] = {}
     exec(code.replace("print(result)", ""), names)
-    assert str(names["result"]).splitlines()[:-1] == printed.splitlines()[:-1]  # the last line has the errors
+    assert (
+        str(names["result"]).splitlines()[:-1] == printed.splitlines()[:-1]
+    )  # the last line has the errors, which depend on the machine
     exec(fuse, names)
     assert capsys.readouterr().out == printed_by_fuse
 
@@ -670,7 +672,7 @@ def test_folding_any_small_network_keeps_its_function(network):
     assert error(model, result.model, x) < 10 * ROUNDED  # eight layers, gammas near 0 among them
 
 
-# Networks people use
+# Known networks
 
 TORCHVISION = ["resnet18", "efficientnet_b0", "mobilenet_v2", "shufflenet_v2_x0_5", "mnasnet0_5", "regnet_x_400mf"]
 TIMM = ["levit_128s", "repvit_m0_9", "mobilenetv3_small_050", "ghostnet_050", "mobilevit_xxs", "tf_efficientnet_b0"]
@@ -702,7 +704,7 @@ def test_onnx_runtime_computes_the_same(name, tmp_path):
     x = torch.randn(1, 3, size, size)
     folded = bn.fold(model, x).model
     with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # of the exporter itself
+        warnings.simplefilter("ignore")  # the exporter's own warnings
         program = torch.onnx.export(folded, (x,), dynamo=True, verbose=False)
         assert program is not None
         wanted = model(x).numpy()
@@ -711,4 +713,4 @@ def test_onnx_runtime_computes_the_same(name, tmp_path):
     assert b"BatchNormalization" not in stored
     session = onnxruntime.InferenceSession(tmp_path / "folded.onnx")
     (got,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
-    assert abs(got - wanted).max() / abs(wanted).max() < 1e-5  # float32, another order of sums
+    assert abs(got - wanted).max() / abs(wanted).max() < 1e-5  # float32 sums in another order

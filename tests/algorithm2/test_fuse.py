@@ -1,4 +1,4 @@
-"""Fusing: the given network itself is the oracle, in eval and through steps of training."""
+"""Test fusing. The oracle is the given network itself, in eval mode and through steps of training."""
 
 import copy
 from functools import partial
@@ -19,7 +19,7 @@ close = partial(torch.testing.assert_close, rtol=1e-4, atol=1e-5)
 
 
 class BatchNormAct(nn.BatchNorm2d):
-    """A subclass that holds its activation, as timm's BatchNormAct2d, and may do more."""
+    """A subclass that applies an activation, as timm's BatchNormAct2d does. With `scale` it does more."""
 
     def __init__(self, channels, act, scale=1.0):
         super().__init__(channels)
@@ -118,7 +118,7 @@ def test_a_subclass_that_holds_its_activation_is_fused(act, activation):
 
 
 class ByBatch(nn.BatchNorm2d):
-    """A subclass that is plain in training only."""
+    """A subclass that is a plain BN in training only."""
 
     def forward(self, input):
         running = (None, None) if not self.training else (self.running_mean, self.running_var)
@@ -297,7 +297,7 @@ BLOCKS = st.lists(
 
 
 class Blocks(nn.Module):
-    """Convolution, BN and what follows, a block a word; "twice" reads the output of BN once more beside the ReLU."""
+    """Blocks of a convolution, BN and what `kinds` says. In "twice" a sum uses the output of BN too."""
 
     def __init__(self, kinds):
         super().__init__()
@@ -325,6 +325,6 @@ def test_any_small_network_keeps_its_function_and_trains_the_same(kinds, seed):
     fusable = {"relu": "relu", "skip": "relu", "leaky": "leaky_relu", "sigmoid": "sigmoid"}
     assert activations(result) == [fusable.get(kind) for kind in kinds]
     plain, fused = trained(copy.deepcopy(model), x), trained(result.model, x)
-    # float64 throughout; only the last digits of sums in another order, grown by three steps
+    # float64 sums in another order differ in their last digits, and three steps of training add to that
     torch.testing.assert_close(fused.state_dict(), plain.state_dict(), rtol=1e-8, atol=1e-10)
     torch.testing.assert_close(fused.eval()(x), plain.eval()(x), rtol=1e-8, atol=1e-10)

@@ -1,4 +1,4 @@
-"""Algorithm 2, lines 1-5: where BN goes, what it computes there, and that the rest of the network is as it was."""
+"""Test insertion (Alg. 2, lines 1-5): where BN goes, what it computes, and that the rest of the network stays."""
 
 import copy
 from typing import TYPE_CHECKING, Any
@@ -19,14 +19,14 @@ def randn(*shape, seed=0):
 
 
 def normalized(x, axis=1):
-    """Algorithm 1 with gamma = 1 and beta = 0, in double."""
+    """Compute Algorithm 1 with gamma = 1 and beta = 0, in double."""
     x = x.detach().double()
     others = [d for d in range(x.dim()) if d != axis % x.dim()]
     return (x - x.mean(others, keepdim=True)) / (x.var(others, correction=0, keepdim=True) + EPS).sqrt()
 
 
 def assert_close(got, wanted, tolerance=1e-5):
-    """Equal up to the rounding of a few float32 layers."""
+    """Compare up to the rounding of a few float32 layers."""
     torch.testing.assert_close(got.double(), wanted.double(), rtol=tolerance, atol=tolerance)
 
 
@@ -125,7 +125,7 @@ def test_functional_affine_calls(forward, used):
     assert [name for name, _ in result.model.named_parameters() if name.startswith(f"{used}.")] == [f"{used}.weight"]
 
 
-# --- what stands between ---
+# --- between the affine layer and the nonlinearity ---
 
 BETWEEN = {
     "flatten": (lambda m, x: m.conv(x).flatten(1).relu(), lambda z: z.flatten(1)),
@@ -355,7 +355,7 @@ def test_torchvision_wrote_the_same_network_by_hand():
         target.load_state_dict(source.state_dict())
     x = randn(4, 3, 32, 32)
     result = bn.insert(plain.train(), x).model
-    # eight layers; the last normalises four values a channel, which magnifies rounding
+    # eight layers; the last normalizes four values per channel, which magnifies rounding
     assert_close(result(x), by_hand.train()(x), 1e-3)
 
 
@@ -446,7 +446,7 @@ def test_with_batches_it_computes_what_the_network_did(remove):
     result = bn.insert(model, IMAGES, remove=remove, batches=data())
     for x in [*data(5), IMAGES]:
         assert_close(result.model(x), model(x))
-    with torch.no_grad():  # as it is measured: another kernel computes where gradients are wanted, and rounds otherwise
+    with torch.no_grad():  # as max_error is measured: with gradients another kernel runs, which rounds differently
         difference = (result.model(IMAGES) - model(IMAGES)).abs().max() / model(IMAGES).abs().max()
     assert result.max_error == pytest.approx(difference.item())
 

@@ -1,4 +1,7 @@
-"""fold, fuse and insert end, and keep the function, on random graphs of sums, shared readers and several outputs."""
+"""Test on random graphs that fold, fuse and insert end and keep the function.
+
+The graphs have sums, outputs with several users, shared layers and several results.
+"""
 
 import copy
 import signal
@@ -29,12 +32,12 @@ FUNCTIONS = {
     "shift": lambda x: x + 0.5,
     "mirror": lambda x: x.flip(1),
 }
-TWO_INPUTS = ("add", "add", "add", "sub", "mul", "double")  # sums are what folding walks through
+TWO_INPUTS = ("add", "add", "add", "sub", "mul", "double")  # mostly sums, through which folding walks
 ONE_INPUT = ("norm", "norm", "norm", "fused", "conv", "conv", "padded", "relu", "sigmoid", "shift", "mirror")
 
 
 class RandomGraph(nn.Module):
-    """Calls in a random order, each of values that were there before it; what nobody reads is an output."""
+    """Random calls, each of earlier values. A value without a user is an output."""
 
     def __init__(self, seed, symbolic=True):
         super().__init__()
@@ -62,7 +65,7 @@ class RandomGraph(nn.Module):
         self.outputs = [number for number in range(1, len(self.calls) + 1) if number not in read]
 
     def forward(self, x):
-        if not self.symbolic and x.shape[1] != CHANNELS:  # sizes in an `if` stop symbolic tracing, not torch.export
+        if not self.symbolic and x.shape[1] != CHANNELS:  # this stops symbolic tracing, but not torch.export
             return x
         values = [x]
         for kind, name, inputs in self.calls:
@@ -94,7 +97,7 @@ def networks(seed, symbolic=True):
 
 
 def assert_same(got, wanted, seed):
-    """Differences can cancel to nothing, so the error is relative to the largest value of all outputs."""
+    """Compare relative to the largest value of all outputs, since one output may cancel to zero."""
     scale = max((float(theirs.abs().max()) for theirs in wanted), default=0.0)
     for ours, theirs in zip(got, wanted, strict=True):
         assert float((ours - theirs).abs().max()) <= 1e-10 * scale, f"graph {seed}"
@@ -158,14 +161,14 @@ def sum_of_two(layers, x):
 
 def shared_constants(layers, x):
     weight = layers["first"].weight
-    for _ in range(60):  # 2^60 ways lead back to it
+    for _ in range(60):  # 2^60 paths lead back to it
         weight = (weight + weight.sigmoid()) / 2
     return layers["second"](x) * weight[:, None, None]
 
 
 def thousand_calls(layers, x):
     x = layers["conv"](x)
-    for _ in range(1000):  # as deep as Python's stack
+    for _ in range(1000):  # deeper than Python's stack
         x = x + 0.01
     return layers["first"](x)
 

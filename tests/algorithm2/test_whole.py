@@ -1,4 +1,4 @@
-"""The four steps of Algorithm 2 one after another, on random networks."""
+"""Test the four steps of Algorithm 2 one after another, on random networks."""
 
 import copy
 import re
@@ -12,12 +12,12 @@ from torch import nn
 
 import batchnorm as bn
 
-# The networks run in double, so that what is left is rounding, not chance: some tens of layers of 1e-16.
+# The networks run in double: some tens of layers, each with rounding of 1e-16.
 TOLERANCE = 1e-9
 
 
 class RandomNetwork(nn.Module):
-    """Convolutions, activations, BN, concatenation, sums, shared layers and a linear end, as `parts` says."""
+    """A network of the calls that `parts` names, with a linear end."""
 
     def __init__(self, parts, seed):
         super().__init__()
@@ -77,7 +77,7 @@ def images(seed, n=8):
 
 
 def with_random_statistics(model):
-    """BN layers as if trained: none of their tensors is at its initial value."""
+    """Change all tensors of the BN layers, as training does."""
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             for name in ("weight", "running_var"):

@@ -1,4 +1,4 @@
-"""How far two outputs are apart, whatever they are made of."""
+"""Test the distance of two outputs of any structure."""
 
 import pytest
 import torch

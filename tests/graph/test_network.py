@@ -1,4 +1,4 @@
-"""The view of a network: one name for every way to call a thing, what feeds what, any control flow on shapes."""
+"""Test the view of a network: one name for every way to call an operation, and which call feeds which."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""From a model to its graph: any control flow on shapes, any way to call, and a graph that trains as the model does."""
+"""Test tracing: control flow on shapes, every way to call a model, and graphs that train as the model does."""
 
 import copy
 from typing import Any, cast
@@ -29,7 +29,7 @@ def test_a_module_that_cannot_be_traced_stays_whole():
 
 
 class Flow(nn.Module):
-    """Python decides on a shape, in a module that holds a batch normalization."""
+    """A module with a batch normalization, in which Python decides on a shape."""
 
     def __init__(self):
         super().__init__()
@@ -116,7 +116,7 @@ def test_a_trainable_graph_owns_all_that_the_model_owned_in_its_order():
     assert [name for name, _ in module.named_parameters()] == [name for name, _ in model.named_parameters()]
     assert module.training
     assert not module.get_submodule("norm").training
-    assert int(module.state_dict()["norm.num_batches_tracked"]) == 0  # tracing ran no training step
+    assert int(module.state_dict()["norm.num_batches_tracked"]) == 0  # tracing must not run a training step
 
 
 def test_branches_on_the_training_mode_stay_whole_in_modules_without_batch_norm():
@@ -147,7 +147,7 @@ def test_a_network_that_is_another_in_training_is_refused():
 
 
 class Sized(nn.Module):
-    """Python decides on `condition`, of the network's own input or of a convolution's output."""
+    """A network in which Python decides on `condition` of a batch normalization's output."""
 
     def __init__(self, condition):
         super().__init__()
@@ -165,7 +165,7 @@ def test_sizes_of_the_example_decide_in_a_graph_that_trains(size):
     module = trace(model, x, trainable=True).as_module()
     more = torch.randn(5, 4, size, size)
     torch.testing.assert_close(module(more), model(more))
-    assert int(module.get_buffer("norm.num_batches_tracked")) == 1  # deciding ran no training step
+    assert int(module.get_buffer("norm.num_batches_tracked")) == 1  # deciding must not run a training step
 
 
 @pytest.mark.parametrize(
@@ -303,7 +303,7 @@ def test_a_compiled_part_is_seen_through(trainable):
     torch.testing.assert_close(network.as_module()(x), inside(model[0](x)))
 
 
-# torch.jit warns that it is old; it is still what some networks are made of
+# torch.jit warns that it is deprecated. Some networks still use it.
 scripts = pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
 
 
@@ -323,7 +323,7 @@ def test_a_scripted_batch_norm_is_refused_by_name():
         trace(model, torch.randn(3, 4))
 
 
-# What a module holds that is neither parameter nor buffer
+# Tensors that are neither parameters nor buffers
 
 
 def constants(layers, x):

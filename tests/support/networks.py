@@ -1,10 +1,10 @@
-"""Networks that several test files build."""
+"""Build networks for several test files."""
 
 from torch import nn
 
 
 class Call(nn.Module):
-    """A forward given as a function of (layers, x)."""
+    """A network whose forward is a function of (layers, x)."""
 
     def __init__(self, forward, **layers):
         super().__init__()
