@@ -1,7 +1,7 @@
 from . import functional as functional
 from .algorithm2.fold import FoldResult as FoldResult
-from .algorithm2.fold import fold as fold
 from .algorithm2.fold import FoldRow as FoldRow
+from .algorithm2.fold import fold as fold
 from .algorithm2.freeze import FreezeResult as FreezeResult
 from .algorithm2.freeze import FreezeRow as FreezeRow
 from .algorithm2.freeze import freeze as freeze
