@@ -46,6 +46,16 @@ class FoldResult:
         max_error: The largest of `errors`.
         errors: The largest difference from the given network on the example inputs, relative to the largest output,
             by precision. "float64" runs both networks in double; it is missing if they do not run in double.
+
+    Example:
+        >>> import torch
+        >>> import batchnorm as bn
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 4), bn.BatchNorm1d(4), torch.nn.ReLU(), bn.BatchNorm1d(4))
+        >>> result = bn.fold(model, torch.randn(2, 8))
+        >>> result.folded, result.affine, result.kept
+        (1, 1, 0)
+        >>> result.rows[1]
+        FoldRow(name='3', outcome='affine', reason="it follows ReLU (2); it precedes the network's output", into=())
     """
 
     model: fx.GraphModule

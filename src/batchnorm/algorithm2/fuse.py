@@ -54,6 +54,17 @@ class FuseResult:
     Arguments:
         model: The network: the same function, `state_dict` keys, order of parameters and modes. It trains the same.
         rows: One row per layer, in the order of the calls.
+
+    Example:
+        >>> import torch
+        >>> import batchnorm as bn
+        >>> model = torch.nn.Sequential(torch.nn.BatchNorm1d(8), torch.nn.ReLU(), torch.nn.BatchNorm1d(8))
+        >>> print(bn.fuse(model, torch.randn(2, 8)))
+        name  outcome  activation  reason
+        ----  -------  ----------  -----------------
+        0     fused    relu
+        2     swapped              output follows it
+        1 fused, 1 swapped, 0 kept
     """
 
     model: fx.GraphModule

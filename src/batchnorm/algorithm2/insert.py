@@ -56,6 +56,17 @@ class InsertResult:
         rows: What was removed, then one row per place, in the order of the calls.
         max_error: The largest difference from the given network on the example inputs in eval mode, relative to the
             largest output. None if `insert` got no batches.
+
+    Example:
+        >>> import torch
+        >>> import batchnorm as bn
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.ReLU(), torch.nn.Softplus())
+        >>> print(bn.insert(model, torch.randn(2, 8)))
+        name  outcome   layer  bias     reason
+        ----  --------  -----  -------  ------------------------------------
+        0     inserted  0_bn   dropped  before 1
+        2     skipped                   not fed by an affine layer, but by 1
+        1 inserted, 0 removed, 1 skipped
     """
 
     model: fx.GraphModule
@@ -131,7 +142,7 @@ def insert(
         >>> result = bn.insert(model, torch.randn(2, 8))
         >>> result.rows
         (InsertRow(name='0', outcome='inserted', reason='before 1', layer='0_bn', bias='dropped'),)
-        >>> same = bn.insert(model, torch.randn(2, 8), batches=torch.randn(10, 64, 8))
+        >>> same = bn.insert(model, torch.randn(2, 8), batches=[torch.randn(64, 8) for _ in range(3)])
         >>> same.max_error < 1e-5
         True
     """
