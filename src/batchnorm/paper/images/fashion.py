@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from ...errors import BatchNormError, DownloadError
-from .idx import read_idx, unpack
+from ...escape import printable
+from ...files import is_regular
+from .idx import read_idx, unpacked
 from .interface import Split, virtual_shards
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # from Debian's package dataset-fashion-mnist
@@ -30,6 +32,9 @@ SHA256 = {
     "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
     "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
 }
+
+
+MOST_BYTES = 16 + 60_000 * 28 * 28  # of the largest file, unpacked
 
 
 class FashionImages:
@@ -69,14 +74,14 @@ def find_file(name: str) -> Path:
     """
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "batchnorm" / "fashion-mnist"
     for folder in (DEBIAN, cache):
-        if (folder / f"{name}.gz").is_file():
+        if is_regular(folder / f"{name}.gz"):
             return _verified(folder / f"{name}.gz", name)
     return _download(name, cache)
 
 
 def _download(name: str, cache: Path) -> Path:
     url = f"{HOME}{name}.gz"
-    print(f"Downloading {url} into {cache}", flush=True)
+    print(f"Downloading {url} into {printable(cache)}", flush=True)
     partial = cache / f"{name}.{os.getpid()}.partial"  # Several processes may download at the same time.
     try:
         cache.mkdir(parents=True, exist_ok=True)
@@ -98,6 +103,8 @@ def _print_percent(blocks: int, block_size: int, size: int) -> None:
 
 
 def _verified(path: Path, name: str) -> Path:
-    if hashlib.sha256(unpack(path)).hexdigest() != SHA256[name]:
+    with unpacked(path) as file:
+        content = file.read(MOST_BYTES)
+    if hashlib.sha256(content).hexdigest() != SHA256[name]:
         raise BatchNormError(f"{path} is not Fashion-MNIST's {name}: its checksum differs; remove or replace it")
     return path

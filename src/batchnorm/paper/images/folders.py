@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from torch import Tensor
 
 from ...errors import BatchNormError
+from ...files import read_regular
 from .damage import DamagedImage
-from .decode import EXTENSIONS, decode
+from .decode import EXTENSIONS, MOST_BYTES, decode
 from .interface import virtual_shards
 
 
@@ -23,7 +25,10 @@ class FolderImages:
     channels = 3
 
     def __init__(self, folder: Path) -> None:
-        self.classes = tuple(sorted(path.name for path in folder.iterdir() if path.is_dir()))
+        try:
+            self.classes = tuple(sorted(path.name for path in folder.iterdir() if path.is_dir()))
+        except OSError as error:
+            raise _unreadable(error) from error
         if not self.classes:
             raise BatchNormError(f"{folder} has no class folders; wanted {folder.name}/CLASS/IMAGE.jpg")
         found, labels = [], []
@@ -53,16 +58,36 @@ class FolderImages:
         """Return an image: (3, H, W), uint8."""
         path = self.name(number)
         try:
-            return decode(Path(path).read_bytes())
-        except (OSError, ValueError) as error:
-            raise DamagedImage(path, str(error)) from error
+            return decode(read_regular(Path(path), MOST_BYTES))
+        except ValueError as error:
+            raise DamagedImage(path, str(error).removeprefix(f"{path} ")) from error
 
 
 def _image_files(folder: Path) -> list[str]:
-    """Return the image files at any depth, sorted. Follow links, as torchvision's ImageFolder does."""
-    return sorted(
-        os.path.join(parent, name)  # noqa: PTH118  (a million Path objects are slow)
-        for parent, _, names in os.walk(folder, followlinks=True)
-        for name in names
-        if name.lower().endswith(EXTENSIONS)
-    )
+    """Return the image files at any depth, sorted. Follow links, as torchvision's ImageFolder does.
+
+    Raises:
+        BatchNormError: a folder cannot be read.
+    """
+    try:
+        return sorted(_walk(str(folder), ()))
+    except OSError as error:
+        raise _unreadable(error) from error
+
+
+def _walk(folder: str, above: tuple[tuple[int, int], ...]) -> Iterator[str]:
+    """Yield the paths of the image files. Skip a link to one of the folders `above`, which would never end."""
+    status = os.stat(folder)  # noqa: PTH116  (a million Path objects are slow)
+    here = (status.st_dev, status.st_ino)
+    if here in above:
+        return
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir():
+                yield from _walk(entry.path, (*above, here))
+            elif entry.name.lower().endswith(EXTENSIONS):
+                yield entry.path
+
+
+def _unreadable(error: OSError) -> BatchNormError:
+    return BatchNormError(f"{error.filename} cannot be read: {error.strerror}")

@@ -5,24 +5,34 @@ from __future__ import annotations
 import gzip
 import math
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO, cast
 
 import numpy as np
 
 from ...errors import BatchNormError
+from ...files import open_regular
 
 GZIP_MAGIC = b"\x1f\x8b"
+MOST_VALUES = 2**30  # of one file. The largest of the MNIST family, EMNIST by class, has 547 million.
 
 
-def unpack(path: Path) -> bytes:
-    """Return the content of a file. Decompress it if it is gzipped, whatever its name.
+@contextmanager
+def unpacked(path: Path) -> Iterator[BinaryIO]:
+    """Open a regular file for reading. Decompress it if it is gzipped, whatever its name.
+
+    A kilobyte of gzip may hold a megabyte of zeros, so read no more than is wanted.
 
     Raises:
-        BatchNormError: The file cannot be read, or is truncated.
+        BatchNormError: The file cannot be read, or is truncated. Reading within the block raises it too.
     """
     try:
-        content = path.read_bytes()
-        return gzip.decompress(content) if content.startswith(GZIP_MAGIC) else content
+        with open_regular(path) as file:
+            packed = file.read(len(GZIP_MAGIC)) == GZIP_MAGIC
+            file.seek(0)
+            yield cast(BinaryIO, gzip.GzipFile(fileobj=file)) if packed else file
     except (EOFError, zlib.error, OSError) as error:
         raise BatchNormError(f"{path} cannot be read: {error}. Copy or download it again.") from error
 
@@ -30,21 +40,31 @@ def unpack(path: Path) -> bytes:
 def read_idx(path: Path) -> np.ndarray:
     """Return the array of one IDX file.
 
-    The file holds two zero bytes, a type (8 for uint8), the number of axes, big-endian sizes, and the values.
+    The file holds two zero bytes, a type (8 for uint8), the number of axes, big-endian sizes, and the values. Only as
+    many bytes are read as the sizes announce, and one more to see the end.
 
     Raises:
-        BatchNormError: The file cannot be read, or is not an IDX file of bytes, or is truncated.
+        BatchNormError: The file cannot be read, or is not an IDX file of bytes, or is truncated, or announces more than
+            2^30 values.
     """
-    content = unpack(path)
-    axes = content[3] if len(content) >= 4 and content[:3] == b"\0\0\x08" else 0
-    header = 4 + 4 * axes
-    if axes == 0 or len(content) < header:
-        raise BatchNormError(f"{path} is not an IDX file of bytes: it starts with {content[:4].hex(' ') or 'nothing'}")
-    shape = tuple(int(size) for size in np.frombuffer(content, ">u4", axes, offset=4))
-    wanted = math.prod(shape)
-    if len(content) - header != wanted:
+    with unpacked(path) as file:
+        shape = _read_shape(path, file)
+        wanted = math.prod(shape)
+        if wanted > MOST_VALUES:
+            raise BatchNormError(f"{path} announces {shape}, {wanted:,} values; wanted at most {MOST_VALUES:,}")
+        content = file.read(wanted + 1)
+    if len(content) != wanted:
+        found = f"{len(content)}: truncated or damaged" if len(content) < wanted else "more: damaged"
         raise BatchNormError(
-            f"{path} announces {shape}, {wanted} values, and holds {len(content) - header}: "
-            "truncated or damaged. Copy or download it again."
+            f"{path} announces {shape}, {wanted} values, and holds {found}. Copy or download it again."
         )
-    return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
+    return np.frombuffer(content, np.uint8).reshape(shape)
+
+
+def _read_shape(path: Path, file: BinaryIO) -> tuple[int, ...]:
+    start = file.read(4)
+    axes = start[3] if len(start) == 4 and start[:3] == b"\0\0\x08" else 0
+    sizes = file.read(4 * axes)
+    if axes == 0 or len(sizes) < 4 * axes:
+        raise BatchNormError(f"{path} is not an IDX file of bytes: it starts with {start.hex(' ') or 'nothing'}")
+    return tuple(int(size) for size in np.frombuffer(sizes, ">u4"))

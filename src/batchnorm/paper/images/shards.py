@@ -5,18 +5,23 @@ from __future__ import annotations
 import io
 import os
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 from zipfile import BadZipFile
 
 import numpy as np
 from torch import Tensor
 
 from ...errors import BatchNormError
+from ...files import check_regular, check_unpacked, open_regular
 from ..training.atomic import write_atomically
 from .damage import DamagedImage
-from .decode import EXTENSIONS, decode
+from .decode import EXTENSIONS, MOST_BYTES, decode
+
+MOST_CLASSES = 1_000_000
+_MOST_HEADER = 2**20  # bytes: of a long name, or of attributes
+_MOST_DIGITS = 64  # of a label
 
 
 class Stamp(NamedTuple):
@@ -85,7 +90,9 @@ class ShardImages:
         """Return an image: (3, H, W), uint8."""
         offset, size, _ = self._places[number].tolist()
         try:
-            with Path(self._path(number)).open("rb") as file:
+            if size > MOST_BYTES:
+                raise ValueError(f"{size:,} bytes; wanted at most {MOST_BYTES:,}")
+            with open_regular(Path(self._path(number))) as file:
                 file.seek(offset)
                 return decode(file.read(size))
         except (OSError, ValueError) as error:
@@ -104,34 +111,69 @@ def read_headers(path: Path) -> ShardIndex:
     """Index the images of a shard by its tar headers.
 
     Raises:
-        BatchNormError: The shard is damaged, or has no images; an image has no label; a label is negative.
+        BatchNormError: The shard is no regular file, is damaged, or has no images; an image has no label; an image or
+            a label is a link; a label is not from 0 to 999,999.
     """
     images, labels = {}, {}
     try:
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
+        with _Bounded(open_regular(path).detach()) as file, tarfile.open(fileobj=file, mode="r:") as tar:
+            for member in _members(tar):
                 folder, slash, base = member.name.rpartition("/")
                 stem, _, extension = base.partition(".")
                 key = folder + slash + stem
                 if f".{extension.lower()}" in EXTENSIONS:
-                    images[key] = (member.offset_data, member.size)
+                    images[key] = (_check_stored(path, member).offset_data, member.size)
                 elif extension == "cls":
-                    content = tar.extractfile(member)
-                    labels[key] = int(content.read()) if content is not None else -1
-            _check_end(path, tar.offset)
+                    labels[key] = _read_label(file, _check_stored(path, member))
+            _check_end(file, tar.offset)
     except (tarfile.TarError, OSError, ValueError) as error:
+        if isinstance(error, BatchNormError):
+            raise
         raise BatchNormError(f"the shard {path} is damaged: {error}. Copy or make it again.") from error
     _check_labels(path, images, labels)
     places = [(*place, labels[key]) for key, place in images.items()]
     return ShardIndex(np.array([os.fsencode(key) for key in images]), np.array(places, dtype=np.int64))
 
 
-def _check_end(path: Path, end: int) -> None:
+class _Bounded(io.BufferedReader):
+    """A file for tarfile, which reads as many bytes at once as a header announces."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is None or not 0 <= size <= _MOST_HEADER:
+            raise tarfile.ReadError(f"a header announces {size:,} bytes; wanted at most {_MOST_HEADER:,}")
+        return super().read(size)
+
+
+def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """Yield the members. A negative size would lead tarfile back to members before."""
+    reached = -1
+    for member in tar:
+        if tar.offset <= reached:
+            raise tarfile.ReadError(f"{member.name} has a negative size")
+        reached = tar.offset
+        yield member
+
+
+def _check_stored(path: Path, member: tarfile.TarInfo) -> tarfile.TarInfo:
+    """Return a member whose content is in one piece at its place in the shard."""
+    if not member.isreg() or member.issparse():
+        kind = "a link" if member.islnk() or member.issym() else "no regular file"
+        raise BatchNormError(f"the shard {path} has {member.name}, which is {kind}; store the file itself")
+    return member
+
+
+def _read_label(file: BinaryIO, member: tarfile.TarInfo) -> int:
+    if member.size > _MOST_DIGITS:
+        raise tarfile.ReadError(f"the label {member.name} has {member.size:,} bytes; wanted a number")
+    file.seek(member.offset_data)  # tarfile goes to the next header by itself
+    return int(file.read(member.size))
+
+
+def _check_end(file: BinaryIO, end: int) -> None:
     """Check for the zeros that end a tar file. Tarfile accepts a file cut between members or within a header."""
-    with path.open("rb") as file:
-        file.seek(end)
-        if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-            raise tarfile.ReadError("truncated: it lacks the zeros that end a tar file")
+    file.seek(end)
+    if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+        raise tarfile.ReadError("truncated: it lacks the zeros that end a tar file")
 
 
 def _check_labels(path: Path, images: dict[str, tuple[int, int]], labels: dict[str, int]) -> None:
@@ -141,23 +183,24 @@ def _check_labels(path: Path, images: dict[str, tuple[int, int]], labels: dict[s
         raise BatchNormError(f"the shard {path} has no label {missing[0]}.cls for its image {missing[0]}")
     if min(labels.values()) < 0:
         raise BatchNormError(f"the shard {path} has a label below 0; wanted labels from 0")
+    if max(labels.values()) >= MOST_CLASSES:
+        key = max(labels, key=lambda key: labels[key])
+        raise BatchNormError(f"the shard {path} has the label {key}.cls of {MOST_CLASSES:,} or more; wanted less")
 
 
 def _stamp(path: Path) -> Stamp:
-    try:
-        status = path.stat()
-    except OSError as error:
-        raise BatchNormError(f"the shard {path} cannot be read: {error}") from error
+    status = check_regular(path)
     return Stamp(str(path.resolve()), str(status.st_size), str(status.st_mtime_ns))
 
 
 def _load_index(file: Path) -> dict[Stamp, ShardIndex]:
     """Return the indexes that `save_index` wrote. Return none if the file is missing or damaged."""
     try:
-        with file.open("rb") as content, np.load(content) as index:
+        check_unpacked(file)
+        with open_regular(file) as content, np.load(content) as index:
             ends = index["ends"][:-1]
             parts = zip(np.split(index["keys"], ends), np.split(index["places"], ends), strict=True)
             stamps = [Stamp(*stamp) for stamp in index["stamps"].tolist()]
             return {stamp: ShardIndex(*part) for stamp, part in zip(stamps, parts, strict=True)}
-    except (OSError, ValueError, KeyError, EOFError, TypeError, BadZipFile):
+    except (OSError, ValueError, KeyError, EOFError, TypeError, MemoryError, BadZipFile):
         return {}
