@@ -2,6 +2,7 @@
 
 import gzip
 import importlib.util
+import os
 import struct
 
 import numpy as np
@@ -111,3 +112,10 @@ def test_damaged_gzip_is_named(idx_folder, damage):
 def test_a_missing_folder_says_what_is_wanted(tmp_path):
     with pytest.raises(bn.BatchNormError, match="wants a folder with the four IDX files"):
         load_mnist(tmp_path / "nowhere")
+
+
+def test_an_idx_file_that_is_a_fifo_is_one_line(idx_folder):
+    (idx_folder / IDX_NAMES["train_images"]).unlink()
+    os.mkfifo(idx_folder / IDX_NAMES["train_images"])
+    with pytest.raises(bn.BatchNormError, match=r"train-images-idx3-ubyte is a FIFO; wanted a regular file"):
+        load_mnist(idx_folder)

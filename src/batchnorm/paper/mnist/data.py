@@ -60,7 +60,7 @@ def load_mnist(folder: Path | None = None) -> Mnist:
 
 def _find_idx(folder: Path, name: str) -> Path:
     for path in (folder / name, folder / f"{name}.gz"):
-        if path.is_file():
+        if path.exists():  # `read_idx` refuses what is no regular file
             return path
     raise BatchNormError(
         f"{folder} has neither {name} nor {name}.gz; --data wants a folder with the four IDX files of MNIST: "

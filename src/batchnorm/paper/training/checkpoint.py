@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ...errors import BatchNormError, StorageError
+from ...files import check_unpacked
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,10 @@ class Checkpoint:
             if not path.exists():
                 continue
             try:
+                check_unpacked(path)
                 state = torch.load(path, weights_only=True, map_location="cpu")
+            except BatchNormError as error:
+                errors.append(str(error))
             except Exception as error:  # torch documents no type for a damaged file
                 errors.append(f"{path} is damaged ({str(error).partition('.')[0]})")
             else:

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import BatchNormError, StorageError
+from ...files import read_regular
 from .atomic import write_atomically
 
 Row = dict[str, Any]
+MOST_BYTES = 2**30  # of a file of records
 
 
 def append_row(path: Path, row: Row) -> None:
@@ -40,13 +42,14 @@ def read_rows(path: Path) -> list[Row]:
     """Return all rows, or none if there is no file. Ignore a last line that a kill cut short.
 
     Raises:
-        BatchNormError: Another line is damaged.
+        BatchNormError: Another line is damaged, or the file is no regular file, or has more than 1 GiB.
     """
     if not path.exists():
         return []
+    lines = read_regular(path, MOST_BYTES).split(b"\n")[:-1]
     rows = []
     try:
-        rows += map(json.loads, path.read_bytes().split(b"\n")[:-1])
+        rows += map(json.loads, lines)
     except ValueError as error:  # bytes that are no JSON, or no UTF-8
         raise BatchNormError(f"{path}, line {len(rows) + 1} is damaged; remove that line: {error}") from error
     return rows

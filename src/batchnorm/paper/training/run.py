@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import BatchNormError, StorageError
+from ...files import read_regular
 from .atomic import write_atomically
 from .checkpoint import Checkpoint
 from .rows import Row, append_row, read_rows, write_rows
@@ -20,6 +21,9 @@ try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None
+
+
+MOST_CONFIG_BYTES = 2**20
 
 
 class Run:
@@ -54,13 +58,12 @@ class Run:
             BatchNormError: `folder` is not the folder of a run.
         """
         try:
-            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            config = json.loads(read_regular(folder / "config.json", MOST_CONFIG_BYTES))
             experiment = config.pop("experiment")
             config.pop("made_with")
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise BatchNormError(
-                f"{folder} is not the folder of a run: {error!r}. Name one with a config.json."
-            ) from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            why = error if isinstance(error, BatchNormError) else repr(error)
+            raise BatchNormError(f"{folder} is not the folder of a run: {why}. Name one with a config.json.") from error
         return cls(folder), experiment, config
 
     @contextmanager
