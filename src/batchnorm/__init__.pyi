@@ -16,6 +16,10 @@ from .algorithm2.recalibrate import RecalibrateResult as RecalibrateResult
 from .algorithm2.recalibrate import RecalibrateRow as RecalibrateRow
 from .algorithm2.recalibrate import recalibrate as recalibrate
 from .errors import BatchNormError as BatchNormError
+from .errors import DownloadError as DownloadError
+from .errors import Failure as Failure
+from .errors import PeerError as PeerError
+from .errors import StorageError as StorageError
 from .kernels.bindings import kernel_target as kernel_target
 from .layers import BatchNorm1d as BatchNorm1d
 from .layers import BatchNorm2d as BatchNorm2d
