@@ -1,6 +1,7 @@
-// From a problem to its loops, compiled once for each instruction set.
+// Selects the loops for a problem. Compiled once for each instruction set.
 #include "batch_norm.hpp"
 
+#include "cache.hpp"
 #include "maps.hpp"
 #include "rows.hpp"
 
@@ -11,23 +12,23 @@ bool outgrows_cache(const Problem& p) {
     return values(p) * int64_t{sizeof(T)} > last_level_cache();
 }
 
-template <class T, Activation A, bool PastCache>
+template <class T, Activation A, bool Streaming>
 bool run(const Forward& f) {
-    if (in_rows(f)) return forward_rows<T, A, PastCache>(f);
-    forward_maps<T, A, PastCache>(f);
+    if (in_rows(f)) return forward_rows<T, A, Streaming>(f);
+    forward_maps<T, A, Streaming>(f);
     return true;
 }
 
-template <class T, Activation A, bool PastCache>
+template <class T, Activation A, bool Streaming>
 bool run(const Backward& b) {
-    if (in_rows(b)) return backward_rows<T, A, PastCache>(b);
-    backward_maps<T, A, PastCache>(b);
+    if (in_rows(b)) return backward_rows<T, A, Streaming>(b);
+    backward_maps<T, A, Streaming>(b);
     return true;
 }
 
-template <class T, Activation A, bool PastCache>
+template <class T, Activation A, bool Streaming>
 bool run(const Inference& f) {
-    return in_rows(f) ? inference_rows<T, A, PastCache>(f) : inference_maps<T, A, PastCache>(f);
+    return in_rows(f) ? inference_rows<T, A, Streaming>(f) : inference_maps<T, A, Streaming>(f);
 }
 
 const void* output(const Forward& f) { return f.z; }
@@ -36,8 +37,8 @@ const void* output(const Inference& f) { return f.z; }
 
 template <class T, Activation A, class P>
 bool choose_store(const P& p) {
-    // What is written past the cache has to fill whole vectors: every row or map has to be aligned.
-    const int64_t length = !in_rows(p) ? p.s : folds(p) ? kFloats : row_width(p);
+    // Streaming stores need whole aligned vectors, so every row or map must be aligned.
+    const int64_t length = !in_rows(p) ? p.s : is_packed(p) ? kFloats : row_width(p);
     const bool aligned = (reinterpret_cast<uintptr_t>(output(p)) | length * sizeof(T)) % (kFloats * sizeof(T)) == 0;
     return aligned && outgrows_cache<T>(p) ? run<T, A, true>(p) : run<T, A, false>(p);
 }

@@ -1,4 +1,5 @@
-// Batch normalization fused with its activation, z = g(BN(x)) (Alg. 1, Sec. 3.2), and its gradient. No Python, no torch.
+// Batch normalization fused with its activation, z = g(BN(x)) (Alg. 1, Sec. 3.2), and its gradient. This code uses
+// neither Python nor torch.
 #pragma once
 
 #include <cstdint>
@@ -8,14 +9,14 @@ namespace batchnorm {
 enum class Dtype { float32, bfloat16 };
 enum class Activation { none, relu, leaky_relu };
 
-// What the three passes share. x, z, dz, dx are dense, of one dtype and one layout: (N, C, S), or (N, S, C) if
-// channels_last. Statistics are double, gamma and beta float32; either may be null for 1 and 0.
+// The arguments of all three kernels. x, z, dz and dx are dense and share one dtype and one layout: (N, C, S), or
+// (N, S, C) if channels_last. gamma and beta are float32. Either may be null, which stands for 1 and 0.
 struct Problem {
     int64_t n, c, s;
     bool channels_last;
     Dtype dtype;
     Activation activation;
-    float slope;  // of the leaky ReLU
+    float slope;  // of the leaky ReLU below 0
     int threads;
     const float* gamma;  // (C)
     const float* beta;   // (C)
@@ -34,11 +35,11 @@ struct Forward : Problem {
 struct Backward : Problem {
     const void* x;
     const void* dz;
-    const double* mean;
-    const double* rstd;
-    void* dx;       // null if nobody asks
-    float* dgamma;  // (C)
-    float* dbeta;   // (C)
+    const double* mean;  // (C)
+    const double* rstd;  // (C)
+    void* dx;            // null if not wanted
+    float* dgamma;       // (C), null if not wanted
+    float* dbeta;        // (C), null if not wanted
 };
 
 struct Inference : Problem {
@@ -49,7 +50,7 @@ struct Inference : Problem {
     void* z;
 };
 
-// The loops, compiled for one instruction set. Each returns false if it found no memory for its scratch.
+// The kernels, compiled for one instruction set. Each returns false if its scratch memory could not be allocated.
 struct Kernels {
     const char* target;
     bool (*forward)(const Forward&);
@@ -57,15 +58,7 @@ struct Kernels {
     bool (*inference)(const Inference&);
 };
 
-// The widest that this machine runs.
+// The kernels of the widest instruction set that this machine runs.
 const Kernels& kernels();
-
-// running += momentum * (batch - running), all (C), unless a batch value is not finite; returns whether they are. Null
-// running statistics stay away.
-bool update_running(float* running_mean, float* running_var, const float* mean, const float* var, int64_t c,
-                    double momentum);
-
-// Bytes of the last-level cache.
-int64_t last_level_cache();
 
 }  // namespace batchnorm

@@ -1,11 +1,13 @@
-// Python's names for the kernels. Tensors come as addresses: taking one through DLPack costs 3 us, more than all the
-// arithmetic of a small batch. `batchnorm.kernels` is the only caller and answers for their layout.
+// The Python bindings. Tensors are passed by address, because DLPack takes 3 us a tensor, more than all the arithmetic
+// of a small batch. `batchnorm.kernels.bindings` is the only caller and guarantees dtype, layout and size.
 #include <nanobind/nanobind.h>
 
 #include <new>
 #include <vector>
 
 #include "batch_norm.hpp"
+#include "cache.hpp"
+#include "running.hpp"
 #include "threads.hpp"
 
 namespace nb = nanobind;
@@ -25,15 +27,14 @@ void run(bool (*kernel)(const P&), const P& p) {
     if (!kernel(p)) throw std::bad_alloc();
 }
 
-// `batch`, if given, takes mean and unbiased variance, `saved` mean and rstd, (2, C) each; returns whether the batch is
-// finite. The running statistics, if given, move then.
+// Writes mean and unbiased variance to `batch` if it is given, and mean and rstd to `saved`; both are (2, C). Returns
+// true if the batch statistics are finite. Only then do given running statistics and `count` move.
 bool forward(const Problem& p, uintptr_t x, double eps, uintptr_t z, uintptr_t batch, uintptr_t saved,
              uintptr_t running_mean, uintptr_t running_var, double momentum, uintptr_t count) {
-    std::vector<float> unasked(batch ? 0 : 2 * p.c);
-    float *mean = batch ? at<float>(batch) : unasked.data(), *var = mean + p.c;
+    std::vector<float> scratch(batch ? 0 : 2 * p.c);
+    float *mean = batch ? at<float>(batch) : scratch.data(), *var = mean + p.c;
     double* saved_mean = at<double>(saved);
-    run(kernels().forward,
-        Forward{p, at<const void>(x), eps, at<void>(z), mean, var, saved_mean, saved_mean + p.c});
+    run(kernels().forward, Forward{p, at<const void>(x), eps, at<void>(z), mean, var, saved_mean, saved_mean + p.c});
     const bool finite = update_running(at<float>(running_mean), at<float>(running_var), mean, var, p.c, momentum);
     if (finite && count) ++*at<int64_t>(count);
     return finite;
@@ -59,9 +60,10 @@ NB_MODULE(_kernels, m) {
             "__init__",
             [](Problem* self, int64_t n, int64_t c, int64_t s, bool channels_last, bool bfloat16, int activation,
                float slope, int threads, uintptr_t weight, uintptr_t bias) {
-                new (self) Problem{n, c, s, channels_last, bfloat16 ? Dtype::bfloat16 : Dtype::float32,
-                                   static_cast<Activation>(activation), slope, threads, at<const float>(weight),
-                                   at<const float>(bias)};
+                const Dtype dtype = bfloat16 ? Dtype::bfloat16 : Dtype::float32;
+                const auto g = static_cast<Activation>(activation);
+                const float *gamma = at<const float>(weight), *beta = at<const float>(bias);
+                new (self) Problem{n, c, s, channels_last, dtype, g, slope, threads, gamma, beta};
             },
             "n"_a, "c"_a, "s"_a, "channels_last"_a, "bfloat16"_a, "activation"_a, "slope"_a, "threads"_a, "weight"_a,
             "bias"_a);

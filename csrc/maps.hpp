@@ -1,4 +1,5 @@
-// (N, C, S): a map's S values side by side. A group of maps at a time, all its passes while it is in cache.
+// The loops for (N, C, S), where the S values of a map are contiguous. A thread makes all passes over one group of maps
+// while the group is in its cache.
 #pragma once
 
 #include <cstdlib>
@@ -8,11 +9,11 @@
 
 namespace {
 
-constexpr int64_t kGroupBytes = 3 << 17;  // of the inputs of a group of maps: two groups and an output fit 1 MiB
-constexpr int64_t kMaxGroup = 64;         // maps
-constexpr int64_t kRun = 1024;            // values, at most, that share registers of sums
+constexpr int64_t kGroupBytes = 3 << 17;  // of input in a group of maps: two groups and an output fit in 1 MiB
+constexpr int64_t kMaxGroup = 64;         // maps in a group
+constexpr int64_t kRun = 1024;            // values summed in float registers, at most
 
-// Of one channel, lane by lane.
+// The sums of one channel, lane by lane.
 struct Sums {
     double first[kFloats] = {}, second[kFloats] = {};
 
@@ -30,7 +31,7 @@ struct Sums {
     }
 };
 
-// A few registers of sums, in which short runs come together.
+// Sums in registers, which short runs share.
 template <class E, int N>
 struct Partial {
     static constexpr int chains = 4;  // enough to hide the latency of an addition
@@ -46,7 +47,7 @@ struct Partial {
     }
 };
 
-// Adds the terms of a run of n values; term(Width, i) gives them, next(i) fetches what will be needed later.
+// Adds the terms of a run of n values. term(Width, i) computes them, next(i) prefetches later input.
 template <class E, int N, class TermAt, class Next>
 inline void sum_run(int64_t n, Partial<E, N>& sums, const TermAt& term, const Next& next) {
     constexpr int chains = Partial<E, N>::chains;
@@ -67,7 +68,7 @@ inline void sum_run(int64_t n, Partial<E, N>& sums, const TermAt& term, const Ne
     }
     if (i == n) return;
     next(i);
-    if (n >= N) {  // the last N values again, of which those already summed count as zero
+    if (n >= N) {  // read the last N values, and zero those that are summed already
         Term<E, N> t = term(Width<N>{}, n - N);
         t.u = without_first<E, N>(t.u, N - (n - i));
         return sums.add(chains - 1, t);
@@ -81,28 +82,28 @@ inline void sum_run(int64_t n, Partial<E, N>& sums, const TermAt& term, const Ne
     sums.add(chains - 1, t);
 }
 
-// In whole vectors, of which the last may overlap the one before it: n is kFloats at least.
-template <bool PastCache, class T, class ValueAt>
+// Writes a run in whole vectors, of which the last may overlap the one before it. n must be at least kFloats.
+template <bool Streaming, class T, class ValueAt>
 inline void map_run(T* out, int64_t n, const ValueAt& value) {
     constexpr int N = kFloats;
     int64_t i = 0;
-    for (; i + N <= n; i += N) store<PastCache, N>(out + i, value(Width<N>{}, i));
+    for (; i + N <= n; i += N) store<Streaming, N>(out + i, value(Width<N>{}, i));
     if (i < n) store<false, N>(out + n - N, value(Width<N>{}, n - N));
 }
 
 template <int N>
-inline Coefficients<N> spread(const Affine& k) {
+inline Coefficients<N> broadcast(const Affine& k) {
     return {splat<N>(k.mean), splat<N>(k.a), splat<N>(k.b)};
 }
 
-// body(c0, c1, to_next) for groups of neighbouring maps, as many as fit the cache; a map of the thread's next group,
-// which is read while this one is written, lies `to_next` values behind, or 0 where none follows.
+// Calls body(c0, c1, to_next) for groups of neighboring maps that fit in the cache. `to_next` is the offset to the
+// thread's next group, which is prefetched while this one is written, or 0 after the last.
 template <class Body>
 void each_group(const Problem& p, int64_t bytes, const Body& body) {
     const int count = threads(p);
     const int64_t map_bytes = p.n * p.s * bytes;
     const int64_t fit = map_bytes * kMaxGroup < kGroupBytes ? kMaxGroup : kGroupBytes / map_bytes;
-    int64_t groups = ceil_div(ceil_div(p.c, fit < 1 ? 1 : fit), count) * count;  // as much for each thread
+    int64_t groups = ceil_div(ceil_div(p.c, fit < 1 ? 1 : fit), count) * count;  // equal shares for the threads
     groups = groups < p.c ? groups : p.c;
     parallel(count, [&](int thread, int of) {
         const int64_t begin = groups * thread / of, end = groups * (thread + 1) / of;
@@ -110,28 +111,28 @@ void each_group(const Problem& p, int64_t bytes, const Body& body) {
             const int64_t c0 = g * p.c / groups, c1 = (g + 1) * p.c / groups;
             body(c0, c1, g + 1 < end ? (c1 - c0) * p.s : 0);
         }
-        end_of_stream();
+        fence_streaming_stores();
     });
 }
 
-// Writes the maps [c0, c1), of the last image first: what was read last is still nearest. While a map of one image is
-// written, the same map of the image to come is fetched for writing; after the last image, of the next group.
-// value(Width, channel, place) gives what is written.
-template <bool PastCache, class T, class ValueAt>
+// Writes the maps [c0, c1), those of the last image first, because they are still in the nearest cache. While a map is
+// written, the same map of the next image is prefetched for writing, or a map of the next group after the last image.
+// value(Width, channel, place) computes what is written.
+template <bool Streaming, class T, class ValueAt>
 void write_maps(const Problem& p, int64_t c0, int64_t c1, T* out, const ValueAt& value) {
     for (int64_t n = p.n - 1; n >= 0; --n) {
         const int64_t later = (n ? -p.c : (p.n - 1) * p.c + c1 - c0) * p.s;
         for (int64_t c = c0; c < c1; ++c) {
             const int64_t at = (n * p.c + c) * p.s;
-            map_run<PastCache>(out + at, p.s, [&](auto w, int64_t i) {
-                if constexpr (!PastCache) own<w.n>(out + at + i + later);
+            map_run<Streaming>(out + at, p.s, [&](auto w, int64_t i) {
+                if constexpr (!Streaming) prefetch_for_write<w.n>(out + at + i + later);
                 return value(w, c, at + i);
             });
         }
     }
 }
 
-// The sums of the maps [c0, c1), image by image as the memory lies; short maps of a few images share their registers.
+// Sums the maps [c0, c1) image by image, in the order of memory. Short maps of a few images share registers.
 template <class E, int N, class TermAt, class Next>
 void sum_maps(const Problem& p, int64_t c0, int64_t c1, Sums* sums, const TermAt& term, const Next& next) {
     const int64_t images = p.s < kRun ? kRun / p.s : 1;
@@ -143,26 +144,26 @@ void sum_maps(const Problem& p, int64_t c0, int64_t c1, Sums* sums, const TermAt
                     const int64_t at = (m * p.c + c) * p.s + i;
                     const int64_t later = at + (m + images < p.n ? images * p.c * p.s : 0);
                     sum_run<E, N>(
-                        p.s - i < kRun ? p.s - i : kRun, partial,
-                        [&](auto w, int64_t j) { return term(w, c, at + j); }, [&](int64_t j) { next(later + j); });
+                        p.s - i < kRun ? p.s - i : kRun, partial, [&](auto w, int64_t j) { return term(w, c, at + j); },
+                        [&](int64_t j) { next(later + j); });
                 }
                 partial.flush(sums[c - c0]);
             }
 }
 
-// sum(E{}, c0, c1, sums) adds in E: float, and once more in double the maps for which that is not enough.
+// Calls sum(E{}, c0, c1, sums) in float, then in double for each channel where float was not accurate enough.
 template <class P, class SumIn>
-void sum_well(const P& p, int64_t c0, int64_t c1, Sums* sums, const SumIn& sum) {
+void sum_accurately(const P& p, int64_t c0, int64_t c1, Sums* sums, const SumIn& sum) {
     sum(float{}, c0, c1, sums);
     for (int64_t c = c0; c < c1; ++c) {
         Sums& s = sums[c - c0];
-        if (good(p, s.of_first(), s.of_second())) continue;
+        if (float_sums_suffice(p, s.of_first(), s.of_second())) continue;
         s = Sums{};
         sum(double{}, c, c + 1, &s);
     }
 }
 
-template <class T, Activation A, bool PastCache>
+template <class T, Activation A, bool Streaming>
 void forward_maps(const Forward& f) {
     const T* x = static_cast<const T*>(f.x);
     T* z = static_cast<T*>(f.z);
@@ -171,7 +172,7 @@ void forward_maps(const Forward& f) {
         Affine k[kMaxGroup];
         for (int64_t c = c0; c < c1; ++c) shift[c - c0] = typical_value(f, x, c);
         Sums sums[kMaxGroup];
-        sum_well(f, c0, c1, sums, [&](auto e, int64_t from, int64_t to, Sums* into) {
+        sum_accurately(f, c0, c1, sums, [&](auto e, int64_t from, int64_t to, Sums* into) {
             using E = decltype(e);
             constexpr int N = kFloats * sizeof(float) / sizeof(E);
             sum_maps<E, N>(
@@ -179,20 +180,20 @@ void forward_maps(const Forward& f) {
                 [&](auto w, int64_t c, int64_t at) {
                     return deviation<E, w.n>(x + at, Vec<E, w.n>{} + E(shift[c - c0]));
                 },
-                [&](int64_t at) { fetch<N>(x + at); });
+                [&](int64_t at) { prefetch<N>(x + at); });
         });
         for (int64_t c = c0; c < c1; ++c) {
             const Sums& s = sums[c - c0];
             k[c - c0] = finish(f, c, shift[c - c0], s.of_first(), s.of_second());
         }
-        write_maps<PastCache>(f, c0, c1, z, [&](auto w, int64_t c, int64_t at) {
-            fetch<w.n>(x + at + to_next);
-            return normalized<A, w.n>(x + at, spread<w.n>(k[c - c0]), f.slope);
+        write_maps<Streaming>(f, c0, c1, z, [&](auto w, int64_t c, int64_t at) {
+            prefetch<w.n>(x + at + to_next);
+            return normalized<A, w.n>(x + at, broadcast<w.n>(k[c - c0]), f.slope);
         });
     });
 }
 
-template <class T, Activation A, bool PastCache>
+template <class T, Activation A, bool Streaming>
 void backward_maps(const Backward& b) {
     const T* x = static_cast<const T*>(b.x);
     const T* dz = static_cast<const T*>(b.dz);
@@ -202,17 +203,17 @@ void backward_maps(const Backward& b) {
         Affine k[kMaxGroup];
         Slopes slopes[kMaxGroup];
         for (int64_t c = c0; c < c1; ++c) k[c - c0] = affine(b, c, b.mean[c], b.rstd[c]);
-        sum_well(b, c0, c1, sums, [&](auto e, int64_t from, int64_t to, Sums* into) {
+        sum_accurately(b, c0, c1, sums, [&](auto e, int64_t from, int64_t to, Sums* into) {
             using E = decltype(e);
             constexpr int N = kFloats * sizeof(float) / sizeof(E);
             sum_maps<E, N>(
                 b, from, to, into,
                 [&](auto w, int64_t c, int64_t at) {
-                    return gradient<E, A, w.n>(x + at, dz + at, spread<w.n>(k[c - c0]), b.slope);
+                    return gradient<E, A, w.n>(x + at, dz + at, broadcast<w.n>(k[c - c0]), b.slope);
                 },
                 [&](int64_t at) {
-                    fetch<N>(x + at);
-                    fetch<N>(dz + at);
+                    prefetch<N>(x + at);
+                    prefetch<N>(dz + at);
                 });
         });
         for (int64_t c = c0; c < c1; ++c) {
@@ -220,17 +221,17 @@ void backward_maps(const Backward& b) {
             slopes[c - c0] = finish(b, c, k[c - c0], s.of_first(), s.of_second());
         }
         if (!dx) return;
-        write_maps<PastCache>(b, c0, c1, dx, [&](auto w, int64_t c, int64_t at) {
+        write_maps<Streaming>(b, c0, c1, dx, [&](auto w, int64_t c, int64_t at) {
             const Slopes& m = slopes[c - c0];
-            fetch<w.n>(x + at + to_next);
-            fetch<w.n>(dz + at + to_next);
-            return input_gradient<A, w.n>(x + at, dz + at, spread<w.n>(k[c - c0]), splat<w.n>(m.c1),
+            prefetch<w.n>(x + at + to_next);
+            prefetch<w.n>(dz + at + to_next);
+            return input_gradient<A, w.n>(x + at, dz + at, broadcast<w.n>(k[c - c0]), splat<w.n>(m.c1),
                                           splat<w.n>(m.c0), b.slope);
         });
     });
 }
 
-template <class T, Activation A, bool PastCache>
+template <class T, Activation A, bool Streaming>
 bool inference_maps(const Inference& f) {
     const T* x = static_cast<const T*>(f.x);
     T* z = static_cast<T*>(f.z);
@@ -241,13 +242,14 @@ bool inference_maps(const Inference& f) {
     parallel(threads(f), [&](int thread, int count) {
         for (int64_t map = maps * thread / count, end = maps * (thread + 1) / count; map < end; ++map) {
             const T* of_x = x + map * f.s;
-            const auto of_map = spread<kFloats>(k[map % f.c]);
-            // In order: fetching ahead would cost time. By value: what a store may change is read again after it.
-            map_run<PastCache>(z + map * f.s, f.s, [=, slope = f.slope](auto w, int64_t i) {
+            const auto of_map = broadcast<kFloats>(k[map % f.c]);
+            // In memory order the hardware prefetches, and software prefetching costs time. Captured by value, because
+            // the compiler reloads after each store what a store may change.
+            map_run<Streaming>(z + map * f.s, f.s, [=, slope = f.slope](auto w, int64_t i) {
                 return normalized<A, w.n>(of_x + i, of_map, slope);
             });
         }
-        end_of_stream();
+        fence_streaming_stores();
     });
     std::free(k);
     return true;

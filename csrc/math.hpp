@@ -1,5 +1,4 @@
-// What both layouts share: a problem's sizes, the math of one value (y = (x - mean) * a + b, z = g(y)) and the statistics
-// of one channel.
+// The math of both layouts: sizes, one value (y = (x - mean) * a + b, z = g(y)), and the statistics of one channel.
 #pragma once
 
 #include <cmath>
@@ -11,7 +10,7 @@ namespace {
 
 using namespace batchnorm;
 
-constexpr int64_t kSerial = 32768;  // values below which waking the pool costs more than it saves
+constexpr int64_t kSerial = 32768;  // with fewer values, starting the pool takes longer than it saves
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t values(const Problem& p) { return p.n * p.c * p.s; }
@@ -21,7 +20,7 @@ struct Affine {
     float mean, a, b;
 };
 
-// What float32 loses of the mean goes into b; at mean 1e4 and std 1e-2 it is a twentieth of a standard deviation.
+// b absorbs the rounding error of the float32 mean. At mean 1e4 and std 1e-2 it is a twentieth of the std.
 Affine affine(const Problem& p, int64_t c, double mean, double rstd) {
     const double a = (p.gamma ? p.gamma[c] : 1.0) * rstd;
     const float near = static_cast<float>(mean);
@@ -37,7 +36,7 @@ inline Vec<float, N> activate(Vec<float, N> y, float slope) {
     return y;
 }
 
-// g * dz, with g' at y. The mask is recomputed from y, by the expression of the forward.
+// dy = g'(y) * dz. y is recomputed with the expression of the forward, so that both round alike.
 template <Activation A, int N>
 inline Vec<float, N> gate(Vec<float, N> dz, Vec<float, N> y, float slope) {
     const Vec<float, N> zero{};
@@ -56,14 +55,14 @@ inline Vec<float, N> normalized(const T* x, const Coefficients<N>& k, float slop
     return activate<A, N>(madd<N>(load<N>(x) - k.mean, k.a, k.b), slope);
 }
 
-// Two sums belong to each channel: of u and of u * v. Short runs are summed in float, the runs in double. Where that is
-// not enough (see `good`) everything is summed again in double: E is float or double.
+// Each channel has two sums, of u and of u * v. Short runs are summed in float, and the runs in double. If that is not
+// accurate enough (see `float_sums_suffice`), all is summed again in double. E is float or double.
 template <class E, int N>
 struct Term {
     Vec<E, N> u, v;
 };
 
-// Forward: deviations from a value of the channel's own, `shift`, so that little cancels in the variance.
+// Forward: deviations from a value near the channel's mean, `shift`, so that little cancels in the variance.
 template <class E, int N, class T>
 inline Term<E, N> deviation(const T* x, Vec<E, N> shift) {
     const Vec<E, N> d = as<E, N>(load<N>(x)) - shift;
@@ -86,7 +85,7 @@ inline Vec<float, N> input_gradient(const T* x, const T* dz, const Coefficients<
     return madd<N>(k.a, dy, madd<N>(c1, d, c0));
 }
 
-// A value of the channel near most others: the median of three from inside the maps of three images.
+// Returns a value near most values of the channel: the median of three, from inside the maps of three images.
 template <class T>
 float typical_value(const Problem& p, const T* x, int64_t c) {
     if (!values(p)) return 0;
@@ -96,20 +95,22 @@ float typical_value(const Problem& p, const T* x, int64_t c) {
     const float first = at(0, p.s / 2), second = at(p.n / 2, p.s / 3), third = at(p.n - 1, p.s - 1 - p.s / 3);
     const float low = first < second ? first : second, high = first < second ? second : first;
     const float median = third < low ? low : third > high ? high : third;
-    return std::isfinite(median) ? median : 0.0f;  // an infinite shift would turn an infinite mean into NaN
+    return std::isfinite(median) ? median : 0.0f;  // with an infinite shift, an infinite mean would become NaN
 }
 
-// Whether float held the sums: nothing overflowed or vanished, and the shift was within four standard deviations of the
-// mean, so that the variance lost less than five bits of it.
-bool good(const Forward& f, double first, double second) {
+// Returns true if float was accurate enough for the sums: nothing overflowed or vanished, and the shift was within four
+// standard deviations of the mean. Then cancellation costs the variance less than five bits.
+bool float_sums_suffice(const Forward& f, double first, double second) {
     const double count = static_cast<double>(f.n * f.s), mean = first / count, var = second / count - mean * mean;
     const bool resolved = mean * mean <= 16 * var + 1e-30 && (var > 1e-30 || f.eps > 1e-24);
     return std::isfinite(first) && std::isfinite(second) && resolved;
 }
 
-bool good(const Backward&, double first, double second) { return std::isfinite(first) && std::isfinite(second); }
+bool float_sums_suffice(const Backward&, double first, double second) {
+    return std::isfinite(first) && std::isfinite(second);
+}
 
-// The channel's statistics from its two sums, written to their places.
+// Computes the channel's statistics from its two sums, and stores them.
 Affine finish(const Forward& f, int64_t c, double shift, double first, double second) {
     const double count = static_cast<double>(f.n * f.s);
     const double mean = shift + first / count;
@@ -123,11 +124,12 @@ Affine finish(const Forward& f, int64_t c, double shift, double first, double se
     return affine(f, c, mean, rstd);
 }
 
+// dx = a * dy + c1 * (x - mean) + c0.
 struct Slopes {
     float c1, c0;
 };
 
-// dgamma and dbeta from the two sums, written to their places, and the coefficients of dx.
+// Computes dgamma and dbeta from the two sums, and stores them. Returns the coefficients of dx.
 Slopes finish(const Backward& b, int64_t c, const Affine& k, double first, double second) {
     const double count = static_cast<double>(b.n * b.s);
     const double rest = std::isfinite(b.mean[c]) ? b.mean[c] - k.mean : 0.0;

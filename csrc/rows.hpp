@@ -1,70 +1,69 @@
-// Rows in which every column belongs to one channel, always the same: (R, C), the C values of a place side by side, and
-// (N, C, S) with maps shorter than a vector, all the maps of an image side by side. Narrow rows are folded: several make
-// one.
+// The loops over rows in which each column belongs to one channel. A row holds the C values of a place (N, S, C), or
+// all maps of an image (N, C, S) if maps are shorter than a vector. Narrow rows are packed: several form one row.
 #pragma once
 
 #include <cstdlib>
 #include <cstring>
 #include <type_traits>
 
+#include "cache.hpp"
 #include "math.hpp"
 #include "threads.hpp"
 
 namespace {
 
-constexpr int64_t kChunkValues = 1 << 15;  // of a chunk of rows
+constexpr int64_t kChunkValues = 1 << 15;  // values in a chunk of rows
 constexpr int64_t kMaxChunks = 64;
-constexpr int kRows = 8;             // summed in float before their sum is added in double
-constexpr int kWritten = 4;          // rows that are written together,
-constexpr int kStreamed = 2;         // and of wide ones, from memory and past the cache
-constexpr int64_t kNarrow = 256;     // columns of a row below which several places share one
-constexpr int64_t kStrip = 512;      // columns whose sums are kept in the first-level cache
-constexpr int64_t kFarAhead = 4096;  // values from what is read to what is fetched: where nothing is written,
-constexpr int64_t kAhead = 1024;     // and where something is written
+constexpr int kRows = 8;             // rows summed in float before their sum is added in double
+constexpr int kWritten = 4;          // rows written together
+constexpr int kStreamed = 2;         // wide rows written together with streaming stores
+constexpr int64_t kNarrow = 256;     // narrower rows are packed up to this many columns
+constexpr int64_t kStrip = 512;      // columns whose sums stay in the first-level cache
+constexpr int64_t kFarAhead = 4096;  // prefetch distance in values while nothing is written
+constexpr int64_t kAhead = 1024;     // prefetch distance in values while something is written
 
 bool in_rows(const Problem& p) { return p.channels_last || p.s < kFloats; }
 
-// Room for the channels' sums at least, where maps have no values.
+// At least C, so that empty maps have room for the sums of the channels.
 int64_t row_width(const Problem& p) { return p.channels_last || !p.s ? p.c : p.c * p.s; }
 
-// More are wide enough, and folding them would take much room for sums.
-bool folds(const Problem& p) { return row_width(p) <= 128; }
+// Wider rows fill the vectors already, and packing them would take much memory for sums.
+bool is_packed(const Problem& p) { return row_width(p) <= 128; }
 
-// How rows are walked in training, by measurement. What comes from memory waits for it: one row after the other is what
-// the hardware's prefetcher follows. Where x, z, dz and dx fit the last-level cache, and where half the bytes wait for
-// the arithmetic as well, rows are walked together: what belongs to a column is loaded once for them, and its sums stay
-// in registers.
+// Returns true if training walks several rows together, which keeps a column's coefficients and sums in registers. By
+// measurement that is faster if x, z, dz and dx fit in the last-level cache, and for bfloat16. Otherwise memory is the
+// limit, and the hardware prefetcher follows one row after the other best.
 bool walks_together(const Problem& p) {
     return p.dtype == Dtype::bfloat16 || 4 * values(p) * int64_t{sizeof(float)} <= last_level_cache();
 }
 
 struct Rows {
     bool together;
-    int64_t run, period;         // columns of a channel side by side, and from one such run of it to the next
-    int64_t width, count, rest;  // `count` rows of `width` values, a few periods, then `rest` values
-    int64_t chunk, chunks;       // rows of a chunk: the same for any number of threads, and so are the sums
+    int64_t run, period;         // adjacent columns of one channel, and the distance between such runs
+    int64_t width, count, rest;  // `count` rows of `width` values (whole periods), then `rest` values
+    int64_t chunk, chunks;       // rows in a chunk: independent of the number of threads, and so are the sums
 
     Rows(const Problem& p, bool together)
         : together(together), run(p.channels_last ? 1 : p.s), period(row_width(p)), width(period) {
         const int64_t narrow = together ? kNarrow / 4 : kNarrow;
-        if (folds(p))
+        if (is_packed(p))
             while (width < narrow || width % kFloats) width += period;
         count = values(p) / width;
         rest = values(p) % width;
-        chunks = ceil_div(ceil_div(values(p), kChunkValues), 4) * 4;  // as much for each of a few threads
+        chunks = ceil_div(ceil_div(values(p), kChunkValues), 4) * 4;  // equal shares for up to four threads
         chunks = chunks < 1 ? 1 : chunks > kMaxChunks ? kMaxChunks : chunks;
         chunk = ceil_div(ceil_div(count, chunks), kRows) * kRows;
         chunks = count ? ceil_div(count, chunk) : 1;
     }
 
-    // body(column) for the columns of channel c, the first of them first.
+    // Calls body(column) for the columns of channel c in order.
     template <class Body>
     void each_column(int64_t c, const Body& body) const {
         for (int64_t begin = c * run; begin < width; begin += period)
             for (int64_t i = begin; i < begin + run; ++i) body(i);
     }
 
-    // body(chunk, first row, last row + 1, values of the incomplete row behind them), forth or back.
+    // Calls body(chunk, first row, last row + 1, values of the incomplete row after them) forward or backward.
     template <class Body>
     void each_chunk(const Problem& p, bool back, const Body& body) const {
         parallel(threads(p), [&](int thread, int of) {
@@ -73,12 +72,12 @@ struct Rows {
                 const int64_t j = back ? begin + end - 1 - i : i, last = (j + 1) * chunk;
                 body(j, j * chunk, last < count ? last : count, j + 1 == chunks ? rest : 0);
             }
-            end_of_stream();
+            fence_streaming_stores();
         });
     }
 };
 
-// Arrays of `width` values each, and two of sums for each chunk.
+// Coefficient arrays of `width` values, and two arrays of sums for each chunk.
 struct Scratch {
     double *first, *second;
     float *mean, *a, *b, *c1, *c0;
@@ -106,7 +105,7 @@ struct Scratch {
     Coefficients<N> at(int64_t column) const {
         return {load<N>(mean + column), load<N>(a + column), load<N>(b + column)};
     }
-    // Gathers all sums of a channel in its place, in an order that nothing but the shape decides.
+    // Adds up all sums of a channel into sums[channel]. The order depends on the shape only.
     void merge(const Rows& r, const Problem& p) {
         merge(first, r, p.c);
         merge(second, r, p.c);
@@ -114,7 +113,8 @@ struct Scratch {
     static void merge(double* sums, const Rows& r, int64_t channels) {
         for (int64_t j = 1; j < r.chunks; ++j)
             for (int64_t i = 0; i < r.width; ++i) sums[i] += sums[j * r.width + i];
-        for (int64_t c = 0; c < channels; ++c) {  // no channel's columns begin before its place
+        for (int64_t c = 0; c < channels;
+             ++c) {  // sums[c] is overwritten after its last use: columns of c start at c or later
             double sum = 0;
             r.each_column(c, [&](int64_t i) { sum += sums[i]; });
             sums[c] = sum;
@@ -122,8 +122,9 @@ struct Scratch {
     }
 };
 
-// Adds the terms of K rows of `n` columns to the sums: column(Width, c) gives the term at a place. Down the columns
-// the memory is read in jumps; so each step fetches, by next(Width, place), its share of K rows further on, in order.
+// Adds the terms of K rows of `n` columns to the sums, down the columns. column(Width, c) returns the function that
+// computes a term. The reads jump from row to row, so each step prefetches, with next(Width, place), its share of the
+// next K rows in memory order.
 template <class E, int K, class Column, class Next>
 inline void sum_down(double* first, double* second, int64_t row, int64_t width, int64_t n, const Column& column,
                      const Next& next) {
@@ -143,7 +144,7 @@ inline void sum_down(double* first, double* second, int64_t row, int64_t width, 
     });
 }
 
-// The same for a few rows, one after the other; meanwhile the columns' sums wait in the first-level cache.
+// Does the same row by row, with the sums of the columns in the first-level cache.
 template <class E, class Column, class Next>
 inline void sum_along(double* first, double* second, int64_t row, int64_t rows, int64_t width, int64_t n,
                       const Column& column, const Next& next) {
@@ -157,7 +158,7 @@ inline void sum_along(double* first, double* second, int64_t row, int64_t rows, 
                 next(w, at + c + kFarAhead);
                 const auto t = column(w, begin + c)(at + c);
                 const Vec<E, w.n> zero{};
-                const int64_t slot = c + seen;  // a place of their own for the sums of a vector that overlaps another
+                const int64_t slot = c + seen;  // a vector that overlaps another has slots of its own
                 write(u + slot, is_first() ? t.u : load<w.n>(u + slot) + t.u);
                 write(uv + slot, madd<w.n>(t.u, t.v, is_first() ? zero : load<w.n>(uv + slot)));
             });
@@ -171,7 +172,7 @@ inline void sum_along(double* first, double* second, int64_t row, int64_t rows, 
     }
 }
 
-// The sums of a chunk of rows.
+// Sums a chunk of rows.
 template <class E, class Column, class Next>
 void sum_chunk(const Rows& r, Scratch& s, int64_t chunk, int64_t row, int64_t end, int64_t rest, const Column& column,
                const Next& next) {
@@ -179,17 +180,16 @@ void sum_chunk(const Rows& r, Scratch& s, int64_t chunk, int64_t row, int64_t en
     std::memset(first, 0, r.width * sizeof(double));
     std::memset(second, 0, r.width * sizeof(double));
     if (r.together)
-        for (; row + kRows <= end; row += kRows)
-            sum_down<E, kRows>(first, second, row, r.width, r.width, column, next);
+        for (; row + kRows <= end; row += kRows) sum_down<E, kRows>(first, second, row, r.width, r.width, column, next);
     for (; row < end; row += kRows)
         sum_along<E>(first, second, row, end - row < kRows ? end - row : kRows, r.width, r.width, column, next);
     if (rest) sum_along<E>(first, second, end, 1, r.width, rest, column, next);
 }
 
-// Writes all rows, the last chunk first if `back`, to find what a pass before left in cache: column(Width, c) gives what
-// is to be written at a place, next(Width, place) fetches what it will need, where memory is waited for: not where rows
-// that fit the cache were read a pass before.
-template <bool PastCache, class T, class Column, class Next>
+// Writes all rows. `back` starts with the last chunk, whose input the previous pass left in the cache. column(Width, c)
+// returns the function that computes a value. next(Width, place) prefetches its input, except where the previous pass
+// left it in the cache.
+template <bool Streaming, class T, class Column, class Next>
 void write_rows(const Problem& p, const Rows& r, bool back, T* out, const Column& column, const Next& next) {
     r.each_chunk(p, back, [&](int64_t, int64_t row, int64_t end, int64_t rest) {
         const auto map = [&](auto rows, int64_t n) {
@@ -199,17 +199,17 @@ void write_rows(const Problem& p, const Rows& r, bool back, T* out, const Column
             sweep<kFloats>(n, [&](auto w, int64_t c, int64_t seen) {
                 const auto value = column(w, c);
                 if (rows.n < kWritten || !back) next(Width<rows.n * w.n>{}, later + c * rows.n);
-                if constexpr (!PastCache) own<rows.n * w.n>(out + later + c * rows.n);
+                if constexpr (!Streaming) prefetch_for_write<rows.n * w.n>(out + later + c * rows.n);
 #pragma GCC unroll 4
                 for (int i = 0; i < rows.n; ++i) {
                     const int64_t at = begin + i * r.width + c;
-                    if (seen) store<false, w.n>(out + at, value(at));  // which is not aligned
-                    else store<PastCache, w.n>(out + at, value(at));
+                    if (seen) store<false, w.n>(out + at, value(at));  // not aligned
+                    else store<Streaming, w.n>(out + at, value(at));
                 }
             });
         };
-        // From memory and back to it each row is a stream of its own, but for narrow rows, which lie close together.
-        if (r.together && PastCache && r.width > 128)
+        // With streaming stores each wide row is a memory stream of its own, so fewer go together.
+        if (r.together && Streaming && r.width > 128)
             for (; row + kStreamed <= end; row += kStreamed) map(Width<kStreamed>{}, r.width);
         if (r.together)
             for (; row + kWritten <= end; row += kWritten) map(Width<kWritten>{}, r.width);
@@ -217,27 +217,28 @@ void write_rows(const Problem& p, const Rows& r, bool back, T* out, const Column
     });
 }
 
-template <class T, Activation A, bool PastCache>
+template <class T, Activation A, bool Streaming>
 void normalize_rows(const Problem& p, const Rows& r, bool back, const Scratch& s, const T* x, T* z) {
-    write_rows<PastCache>(
+    write_rows<Streaming>(
         p, r, back, z,
         [&](auto w, int64_t c) {
             return [=, slope = p.slope, k = s.at<w.n>(c)](int64_t at) { return normalized<A, w.n>(x + at, k, slope); };
         },
-        [&](auto w, int64_t at) {  // else, beside stores past the cache, the hardware's own prefetcher is the faster one
-            if constexpr (!PastCache || w.n == kStreamed * kFloats) fetch<w.n>(x + at);
+        [&](auto w, int64_t at) {
+            // Otherwise, beside streaming stores, the hardware prefetcher alone is faster.
+            if constexpr (!Streaming || w.n == kStreamed * kFloats) prefetch<w.n>(x + at);
         });
 }
 
-// Whether all channels' sums are good.
+// Returns true if float was accurate enough for the sums of all channels.
 template <class P>
-bool good(const P& p, const Scratch& s) {
+bool float_sums_suffice(const P& p, const Scratch& s) {
     bool all = true;
-    for (int64_t c = 0; c < p.c; ++c) all &= good(p, s.first[c], s.second[c]);
+    for (int64_t c = 0; c < p.c; ++c) all &= float_sums_suffice(p, s.first[c], s.second[c]);
     return all;
 }
 
-template <class T, Activation A, bool PastCache>
+template <class T, Activation A, bool Streaming>
 bool forward_rows(const Forward& f) {
     const T* x = static_cast<const T*>(f.x);
     const Rows r(f, walks_together(f));
@@ -253,18 +254,18 @@ bool forward_rows(const Forward& f) {
                     const auto shift = as<E, w.n>(load<w.n>(s.mean + c));
                     return [=](int64_t at) { return deviation<E, w.n>(x + at, shift); };
                 },
-                [&](auto w, int64_t at) { fetch<w.n>(x + at); });
+                [&](auto w, int64_t at) { prefetch<w.n>(x + at); });
         });
         s.merge(r, f);
     };
     sum(float{});
-    if (!good(f, s)) sum(double{});
+    if (!float_sums_suffice(f, s)) sum(double{});
     for (int64_t c = 0; c < f.c; ++c) s.set(r, c, finish(f, c, s.mean[c * r.run], s.first[c], s.second[c]));
-    normalize_rows<T, A, PastCache>(f, r, true, s, x, static_cast<T*>(f.z));
+    normalize_rows<T, A, Streaming>(f, r, true, s, x, static_cast<T*>(f.z));
     return true;
 }
 
-template <class T, Activation A, bool PastCache>
+template <class T, Activation A, bool Streaming>
 bool backward_rows(const Backward& b) {
     const T* x = static_cast<const T*>(b.x);
     const T* dz = static_cast<const T*>(b.dz);
@@ -272,9 +273,9 @@ bool backward_rows(const Backward& b) {
     Scratch s(r, r.chunks);
     if (!s.memory) return false;
     for (int64_t c = 0; c < b.c; ++c) s.set(r, c, affine(b, c, b.mean[c], b.rstd[c]));
-    const auto next = [&](auto w, int64_t at) __attribute__((always_inline)) {  // GCC else calls it
-        fetch<w.n>(x + at);
-        fetch<w.n>(dz + at);
+    const auto next = [&](auto w, int64_t at) __attribute__((always_inline)) {  // GCC would not inline it
+        prefetch<w.n>(x + at);
+        prefetch<w.n>(dz + at);
     };
     const auto sum = [&](auto e) {
         using E = decltype(e);
@@ -291,10 +292,10 @@ bool backward_rows(const Backward& b) {
         s.merge(r, b);
     };
     sum(float{});
-    if (!good(b, s)) sum(double{});
+    if (!float_sums_suffice(b, s)) sum(double{});
     for (int64_t c = 0; c < b.c; ++c) s.set(r, c, finish(b, c, s.affine(c * r.run), s.first[c], s.second[c]));
     if (!b.dx) return true;
-    write_rows<PastCache>(
+    write_rows<Streaming>(
         b, r, true, static_cast<T*>(b.dx),
         [&](auto w, int64_t c) {
             return [=, slope = b.slope, k = s.at<w.n>(c), c1 = load<w.n>(s.c1 + c), c0 = load<w.n>(s.c0 + c)](
@@ -304,13 +305,13 @@ bool backward_rows(const Backward& b) {
     return true;
 }
 
-template <class T, Activation A, bool PastCache>
+template <class T, Activation A, bool Streaming>
 bool inference_rows(const Inference& f) {
-    const Rows r(f, f.dtype == Dtype::bfloat16);  // read once: float32 never together, it may come from memory
+    const Rows r(f, f.dtype == Dtype::bfloat16);  // float32 is read once, perhaps from memory: row by row
     Scratch s(r, 0);
     if (!s.memory) return false;
     for (int64_t c = 0; c < f.c; ++c) s.set(r, c, affine(f, c, f.mean[c], 1.0 / std::sqrt(f.var[c] + f.eps)));
-    normalize_rows<T, A, PastCache>(f, r, false, s, static_cast<const T*>(f.x), static_cast<T*>(f.z));
+    normalize_rows<T, A, Streaming>(f, r, false, s, static_cast<const T*>(f.x), static_cast<T*>(f.z));
     return true;
 }
 

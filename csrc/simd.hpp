@@ -1,4 +1,4 @@
-// Vectors of the compiler's own (GCC, Clang), as wide as the target has them: one source for SSE, AVX2, AVX-512, NEON.
+// Vector types of GCC and Clang, as wide as the target's registers. One source serves SSE, AVX2, AVX-512 and NEON.
 #pragma once
 
 #include <cstdint>
@@ -10,12 +10,13 @@
 #include <arm_neon.h>
 #endif
 
-// Each target is a translation unit of its own. Everything here stays inside it: a function shared between them would
-// be linked once, perhaps from the widest target, and fail on a narrower machine.
+// Each target is compiled as a translation unit of its own, and everything here is local to it. The
+// linker would keep one copy of a shared function, perhaps that of the widest target, which fails on a narrower
+// machine.
 namespace {
 
 #if defined(__AVX512F__)
-constexpr int kDoubles = 8;  // of one register
+constexpr int kDoubles = 8;  // in one register
 #elif defined(__AVX2__)
 constexpr int kDoubles = 4;
 #else
@@ -58,7 +59,7 @@ inline Vec<float, N> load(const bfloat16* p) {
     Vec<uint16_t, N> half;
     __builtin_memcpy(&half, p, sizeof half);
 #if defined(__AVX512BW__)
-    if constexpr (N == 16) {  // each to the upper half of its lane, in one step
+    if constexpr (N == 16) {  // one permutation moves each value to the upper half of its lane
         const auto lanes = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
         const auto all = _mm512_castsi256_si512((__m256i)half);
         return (Vec<float, N>)_mm512_maskz_permutexvar_epi16(0xaaaaaaaa, _mm512_slli_epi32(lanes, 16), all);
@@ -67,7 +68,7 @@ inline Vec<float, N> load(const bfloat16* p) {
     return (Vec<float, N>)(__builtin_convertvector(half, Vec<uint32_t, N>) << 16);
 }
 
-// The 16 upper bits, rounded to nearest even; NaN stays NaN whatever its payload.
+// Rounds to the upper 16 bits, to nearest even. NaN stays NaN, whatever its payload.
 template <int N>
 inline Vec<uint16_t, N> narrow(Vec<float, N> v) {
 #if defined(__AVX512BF16__)
@@ -88,9 +89,9 @@ inline void write(void* p, V v) {
     __builtin_memcpy(p, &v, sizeof v);
 }
 
-// Past the caches, for what no cache can hold; `p` aligned to the vector.
+// Stores without filling the caches, for outputs that no cache can hold. `p` must be aligned to the vector.
 template <class V>
-inline void write_past_cache(void* p, V v) {
+inline void write_streaming(void* p, V v) {
 #if defined(__AVX512F__)
     if constexpr (sizeof v == 64) return _mm512_stream_si512((__m512i*)p, (__m512i)v);
 #endif
@@ -103,25 +104,26 @@ inline void write_past_cache(void* p, V v) {
     write(p, v);
 }
 
-inline void end_of_stream() {
+inline void fence_streaming_stores() {
 #if defined(__x86_64__)
     _mm_sfence();
 #endif
 }
 
-template <bool PastCache, int N>
+template <bool Streaming, int N>
 inline void store(float* p, Vec<float, N> v) {
-    if constexpr (PastCache && N > 1) write_past_cache(p, v);
+    if constexpr (Streaming && N > 1) write_streaming(p, v);
     else write(p, v);
 }
 
-template <bool PastCache, int N>
+template <bool Streaming, int N>
 inline void store(bfloat16* p, Vec<float, N> v) {
-    if constexpr (PastCache && N > 1) write_past_cache(p, narrow<N>(v));
+    if constexpr (Streaming && N > 1) write_streaming(p, narrow<N>(v));
     else write(p, narrow<N>(v));
 }
 
-// a * b + c, rounded once where the target can: the same bits at every width, so that a tail equals a vector.
+// a * b + c, rounded once if the target has an instruction for that. The bits are the same at every width, so that a
+// tail equals a vector.
 template <int N>
 inline Vec<float, N> madd(Vec<float, N> a, Vec<float, N> b, Vec<float, N> c) {
 #if defined(__FMA__) || defined(__aarch64__)
@@ -177,7 +179,7 @@ inline void accumulate(double* sums, Vec<double, N> v) {
     __builtin_memcpy(sums, &sum, sizeof sum);
 }
 
-// Adds each lane to a double of its own.
+// Adds each lane to its own double.
 template <int N>
 inline void accumulate(double* sums, Vec<float, N> v) {
     if constexpr (N == 1) sums[0] += v[0];
@@ -189,7 +191,7 @@ inline void accumulate(double* sums, Vec<float, N> v) {
     }
 }
 
-// `v` with its first `count` lanes zero.
+// Returns `v` with its first `count` lanes set to zero.
 template <class E, int N>
 inline Vec<E, N> without_first(Vec<E, N> v, int64_t count) {
     using Index = Vec<std::conditional_t<sizeof(E) == 4, int32_t, int64_t>, N>;
@@ -198,7 +200,7 @@ inline Vec<E, N> without_first(Vec<E, N> v, int64_t count) {
     return lane >= Index{} + static_cast<int>(count) ? v : Vec<E, N>{};
 }
 
-// y < 0 ? 0 : y, so that NaN stays.
+// y < 0 ? 0 : y, which keeps NaN.
 template <int N>
 inline Vec<float, N> positive_part(Vec<float, N> y) {
     const Vec<float, N> zero{};
@@ -216,25 +218,26 @@ inline Vec<float, N> positive_part(Vec<float, N> y) {
 
 template <int N>
 inline Vec<float, N> splat(float value) {
-    return value - Vec<float, N>{};  // an addition would turn -0 into 0, and so be computed
+    return value - Vec<float, N>{};  // x - 0 is x, so this compiles to a broadcast; x + 0 would turn -0 into 0
 }
 
-// Fetches N values into the second-level cache.
+// Prefetches N values into the second-level cache.
 template <int N, class T>
-inline void fetch(const T* p) {
+inline void prefetch(const T* p) {
     constexpr int line = 64 / sizeof(T);
     for (int i = 0; i < N; i += line) __builtin_prefetch(p + i, 0, 2);
 }
 
-// Fetches N values that will be written, where the target has an instruction for that; else as if to be read.
+// Prefetches N values that will be written. Targets without an instruction for that prefetch them for reading.
 template <int N, class T>
-inline void own(T* p) {
+inline void prefetch_for_write(T* p) {
     constexpr int line = 64 / sizeof(T);
     for (int i = 0; i < N; i += line) __builtin_prefetch(p + i, 1, 2);
 }
 
-// step(Width<N>, i, seen) over [0, n) in whole vectors. The last may overlap the one before it, which then has seen the
-// first `seen` of its lanes. Where n holds no vector: Width<1>. Flat: a call in a step would spill every register.
+// Calls step(Width<N>, i, seen) over [0, n) in whole vectors. The last vector may overlap the one before it, in its
+// first `seen` lanes. If n is less than a vector, the steps are Width<1>. The function is flattened, because a call
+// inside a step would spill every register.
 template <int N, class Step>
 __attribute__((flatten)) inline void sweep(int64_t n, const Step& step) {
     int64_t i = 0;

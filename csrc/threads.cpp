@@ -5,15 +5,15 @@
 namespace batchnorm {
 namespace {
 
-// The three entries of GNU's OpenMP that a parallel region needs; LLVM's and Intel's runtimes have them too.
+// The three functions of GNU's OpenMP that a parallel region needs. LLVM's and Intel's runtimes export them too.
 struct OpenMP {
     void (*parallel)(void (*)(void*), void*, unsigned, unsigned) = nullptr;
     int (*thread)() = nullptr;
     int (*threads)() = nullptr;
 
     OpenMP() {
-        // As the dynamic linker binds torch's own calls: first what is global (LD_PRELOAD), then what torch brought,
-        // under whatever file name its wheel gave it. Linking to libgomp by name would load a second one.
+        // Search in the order in which the dynamic linker binds torch's own calls: global symbols (LD_PRELOAD), then
+        // the library that torch loaded, whatever its file name. Linking to libgomp by name would load a second one.
         if (!find(RTLD_DEFAULT))
             if (void* torch = dlopen("libtorch_cpu.so", RTLD_NOLOAD | RTLD_LAZY)) find(torch);
     }

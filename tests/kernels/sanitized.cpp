@@ -1,5 +1,5 @@
-// Every loop of csrc/maps.hpp and rows.hpp over blocks of exactly the size it may touch, for a build with sanitizers, and what
-// it writes against the paper's formulas.
+// Runs every loop of csrc/maps.hpp and csrc/rows.hpp on blocks of exactly the size that it may touch, for a build with
+// sanitizers. Compares the output with the paper's formulas.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "batch_norm.hpp"
+#include "cache.hpp"
 #include "threads.hpp"
 
 using namespace batchnorm;
@@ -16,7 +17,7 @@ using namespace batchnorm;
 namespace batchnorm {
 extern const Kernels kernels_checked;
 
-// Stands in for dispatch.cpp's, so that small tensors take the streaming stores too.
+// Replaces that of cache.cpp, so that small tensors use streaming stores too.
 static int64_t cache = 0;
 int64_t last_level_cache() { return cache; }
 }  // namespace batchnorm
@@ -25,7 +26,7 @@ namespace {
 
 int runs = 0;
 
-// Without a byte to spare at either end: the sanitizer watches both.
+// Allocates n values without padding, so that the sanitizer sees the first byte outside.
 template <class T>
 std::unique_ptr<T[]> block(int64_t n, T fill) {
     std::unique_ptr<T[]> p(new T[n]);
@@ -50,8 +51,8 @@ bool near(T found, double want, double scale) {
     return std::abs(wide(found) - want) <= (sizeof(T) == 2 ? 0x1p-7 : 0x1p-16) * (std::abs(want) + scale);
 }
 
-// One channel's values against the paper's formulas, in double and one by one. `out` is what the forward or, with the
-// channel's own mean and rstd, the inference wrote; dz and dx may be left out.
+// Compares one channel with the paper's formulas, in double, value by value. `out` is the output of the forward, or of
+// inference with the given mean and rstd. dz and dx may be null.
 template <class T>
 bool channel_is_right(const Problem& p, int64_t c, double mean, double rstd, const T* x, const T* out, const T* dz,
                       const T* dx) {
@@ -76,7 +77,7 @@ bool channel_is_right(const Problem& p, int64_t c, double mean, double rstd, con
     return right;
 }
 
-// The statistics of a channel, by two plain sums.
+// Computes the statistics of a channel with two plain sums.
 template <class T>
 void statistics(const Problem& p, int64_t c, const T* x, double& mean, double& rstd) {
     const auto at = [&](int64_t i) {
@@ -95,38 +96,39 @@ template <class T>
 bool run(const Problem& shape, T one, float scale) {
     const int64_t values = shape.n * shape.c * shape.s, c = shape.c;
     auto x = block<T>(values, one), dz = block<T>(values, one), z = block<T>(values, T{}), dx = block<T>(values, T{});
-    for (int64_t i = 0; i < values; ++i) {  // squares have no period that divides a vector, so that no two lanes agree
+    for (int64_t i = 0; i < values; ++i) {  // no period of the squares divides a vector, so no two lanes are equal
         if (i * i % 11 < 5) x[i] = T{};
         if (i * i % 13 < 4) dz[i] = T{};
     }
-    auto gamma = block<float>(c, 1.5f), beta = block<float>(c, -0.5f), mean = block<float>(c, 0), var = block<float>(c, 0);
+    auto gamma = block<float>(c, 1.5f), beta = block<float>(c, -0.5f), mean = block<float>(c, 0),
+         var = block<float>(c, 0);
     auto saved_mean = block<double>(c, 0), saved_rstd = block<double>(c, 0);
     for (int64_t i = 0; i < c; ++i) gamma[i] += 0.25f * (i % 7), beta[i] += 0.1f * (i % 5);
     Problem p = shape;
     p.gamma = gamma.get();
     p.beta = beta.get();
-    bool good = kernels_checked.forward(
+    bool right = kernels_checked.forward(
         Forward{p, x.get(), 1e-5, z.get(), mean.get(), var.get(), saved_mean.get(), saved_rstd.get()});
-    for (int64_t i = 0; i < c; ++i) good &= values == 0 || (mean[i] >= 0 && mean[i] <= scale);
+    for (int64_t i = 0; i < c; ++i) right &= values == 0 || (mean[i] >= 0 && mean[i] <= scale);
     auto dgamma = block<float>(c, 0), dbeta = block<float>(c, NAN);
-    good &= kernels_checked.backward(Backward{p, x.get(), dz.get(), saved_mean.get(), saved_rstd.get(), dx.get(),
-                                              dgamma.get(), dbeta.get()});
-    for (int64_t i = 0; i < c; ++i) good &= dbeta[i] >= 0 && dbeta[i] <= scale * static_cast<float>(shape.n * shape.s);
+    right &= kernels_checked.backward(
+        Backward{p, x.get(), dz.get(), saved_mean.get(), saved_rstd.get(), dx.get(), dgamma.get(), dbeta.get()});
+    for (int64_t i = 0; i < c; ++i) right &= dbeta[i] >= 0 && dbeta[i] <= scale * static_cast<float>(shape.n * shape.s);
     for (int64_t i = 0; i < c && values; ++i) {
         double own_mean, rstd;
         statistics(p, i, x.get(), own_mean, rstd);
-        good &= channel_is_right(p, i, own_mean, rstd, x.get(), z.get(), dz.get(), dx.get());
+        right &= channel_is_right(p, i, own_mean, rstd, x.get(), z.get(), dz.get(), dx.get());
     }
     auto one_var = block<float>(c, 1);
-    good &= kernels_checked.inference(Inference{p, x.get(), mean.get(), one_var.get(), 1e-5, z.get()});
+    right &= kernels_checked.inference(Inference{p, x.get(), mean.get(), one_var.get(), 1e-5, z.get()});
     const T* none = nullptr;
     for (int64_t i = 0; i < c && values; ++i)
-        good &= channel_is_right(p, i, mean[i], 1 / std::sqrt(1 + 1e-5), x.get(), z.get(), none, none);
+        right &= channel_is_right(p, i, mean[i], 1 / std::sqrt(1 + 1e-5), x.get(), z.get(), none, none);
     ++runs;
-    return good;
+    return right;
 }
 
-// Whether a region of two threads runs on two, where there is a pool to run it.
+// Returns true if a region of two threads runs on two threads, or if there is no pool.
 bool pool_is_shared() {
     std::thread::id ids[2];
     parallel(2, [&](int thread, int) { ids[thread] = std::this_thread::get_id(); });
@@ -137,7 +139,7 @@ bool pool_is_shared() {
 
 int main() {
     if (!pool_is_shared()) {
-        std::printf("two threads were asked for, one came\n");
+        std::printf("asked for two threads, got one\n");
         return 1;
     }
     std::vector<int64_t> sizes{0, 31, 32, 33, 63, 64, 65, 129};
@@ -147,19 +149,19 @@ int main() {
         for (int64_t c : channels)
             for (int variant = 0; variant < 48; ++variant) {
                 Problem p{};
-                p.n = (s + c) % 4;  // none to three images
+                p.n = (s + c) % 4;  // 0 to 3 images
                 p.c = c, p.s = s;
                 p.channels_last = variant & 1;
                 p.dtype = variant & 2 ? Dtype::bfloat16 : Dtype::float32;
                 p.activation = static_cast<Activation>(variant / 4 % 3);
                 p.slope = 0.1f;
-                p.threads = 2;  // of the larger shapes
+                p.threads = 2;  // small shapes run in one thread all the same
                 cache = variant % 24 < 12 ? int64_t{1} << 40 : 0;
-                const bool large = variant >= 24;  // its squares overflow float, so that all is summed again in double
+                const bool large = variant >= 24;  // the squares overflow float, so all is summed again in double
                 const float one = large ? 0x1p100f : 1.0f;
                 const uint16_t half = large ? 0x7180 : 0x3f80;
-                const bool good = p.dtype == Dtype::bfloat16 ? run<uint16_t>(p, half, one) : run<float>(p, one, one);
-                if (!good) {
+                const bool right = p.dtype == Dtype::bfloat16 ? run<uint16_t>(p, half, one) : run<float>(p, one, one);
+                if (!right) {
                     std::printf("wrong: n %ld c %ld s %ld variant %d\n", (long)p.n, (long)c, (long)s, variant);
                     return 1;
                 }
