@@ -18,6 +18,8 @@ lint: $(VENV)/lint
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
+	$(VENV)/bin/codespell
+	$(VENV)/bin/clang-format --dry-run -Werror csrc/* tests/kernels/*.cpp
 
 # A folder that no run before it has written; of one moment, for all lines.
 OUT ?= build/bench-$(shell date +%Y%m%d-%H%M%S)
