@@ -47,14 +47,17 @@ def test_without_torchvision_inception_says_what_to_install(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_missing_package_of_others_is_not_ours_to_explain(monkeypatch):
+def test_a_missing_package_of_others_is_not_ours_to_explain(monkeypatch, capsys):
     def fail(*_args, **_options):
         raise ModuleNotFoundError("No module named 'theirs'", name="theirs")
 
     monkeypatch.setattr(fold, "warn_without_kernels", fail)
     monkeypatch.setattr(sys, "argv", ["batchnorm", "fold", "tiny:with_norm", "--input", "2x3x8x8"])
-    with pytest.raises(ModuleNotFoundError, match="No module named 'theirs'"):
+    with pytest.raises(SystemExit, match="70"):
         main.main()
+    assert capsys.readouterr().err.startswith(
+        "batchnorm: ModuleNotFoundError: No module named 'theirs' (test_main.py, "
+    )
 
 
 def test_the_extras_are_those_of_the_project():

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple, get_args
 from torch import fx, nn
 
 from ..errors import BatchNormError, first_few
+from ..escape import printable
 from ..graph.batches import in_eval
 from ..graph.compare import largest_error, run
 from ..graph.network import Network
@@ -92,7 +93,7 @@ class InsertResult:
         cells = [(row.name, row.outcome, row.layer, row.bias, row.reason) for row in self.rows]
         table = format_table(("name", "outcome", "layer", "bias", "reason"), cells)
         skipped = [f"{row.name}: {row.reason}" for row in self.rows if row.outcome == "skipped"]
-        why = "" if self.inserted else f": {first_few(skipped, 3) or 'the network has no nonlinearity'}"
+        why = "" if self.inserted else f": {printable(first_few(skipped, 3)) or 'the network has no nonlinearity'}"
         error = "" if self.max_error is None else f"\nlargest relative error: {self.max_error:.1e}"
         return f"{table}\n{self.inserted} inserted, {self.removed} removed, {self.skipped} skipped{why}{error}"
 

@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm, _LazyNormBase
 from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import BatchNormError, first_few
+from ..escape import printable
 from ..graph.batches import check_batches, run_batch
 from .choices import Estimator
 from .estimator import Estimate
@@ -84,7 +85,7 @@ class RecalibrateResult:
     def __str__(self) -> str:
         header = ("name", "outcome", "values", "mean shift (old std)", "std ratio, min", "max", "reason")
         cells = [(r.name, r.outcome, r.values, r.mean_shift, r.std_low, r.std_high, r.reason) for r in self.rows]
-        return "\n".join([format_table(header, cells), *self.left_out])
+        return "\n".join([format_table(header, cells), *map(printable, self.left_out)])
 
 
 def recalibrate(

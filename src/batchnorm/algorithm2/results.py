@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
+from ..escape import printable
+
 
 class Row(Protocol):
     """Tell what became of one layer or place."""
@@ -23,7 +25,8 @@ def count(rows: Iterable[Row], outcome: str) -> int:
 def format_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """Align rows in columns, one line per row, without trailing spaces.
 
-    Text is aligned to the left and numbers to the right. Floats have four significant digits.
+    Text is aligned to the left and numbers to the right. Floats have four significant digits. Control characters in
+    text are escaped.
 
     Arguments:
         header: The names of the columns.
@@ -46,4 +49,4 @@ def format_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str
 def _cell(value: object) -> str:
     if value is None:
         return ""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else printable(value)

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import tyro
 
+from ..escape import printable
 from ..memory import keep_memory
 from ..paper.inception.config import InceptionConfig, VariantName
 from .kernels import warn_without_kernels
@@ -54,6 +55,6 @@ def command(
         finished = train_jobs(jobs, processes)
         if not finished and processes.rank == 0:
             folder = jobs[0].folder if len(jobs) == 1 else jobs[0].folder.parent
-            print(f"Stopped early. Continue with: batchnorm inception --resume {folder}")
+            print(f"Stopped early. Continue with: batchnorm inception --resume {printable(folder)}")
     if not finished:
         sys.exit(130)  # the status of Ctrl-C, so that a shell does not run what follows &&

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 from threading import Event
 
+from ..escape import printable
 from ..paper.images.sources import open_both
 from ..paper.inception.jobs import Job
 from ..paper.inception.trainer import Trainer, run_variant
@@ -38,7 +39,7 @@ def _train(job: Job, trainer: Trainer, stop: Event) -> None:
         run_variant(trainer, None, stop)
         return
     run = Run(job.folder)
-    print(f"Run folder: {run.folder}", flush=True)
+    print(f"Run folder: {printable(run.folder)}", flush=True)
     done = max((row["step"] for row in run.rows()), default=0)
     images_per_step = job.config.batch_size * trainer.processes.world_size
     with run.claimed(), training_bar(job, done, images_per_step) as bar:

@@ -1,4 +1,4 @@
-"""The command `batchnorm`: its parser, and the one place where errors become one line.
+"""The command `batchnorm`: its parser.
 
 Help and --version must not import torch. So each command imports what it needs when it runs.
 """
@@ -13,8 +13,8 @@ from importlib.metadata import version
 from typing import Any
 
 from .. import __version__
-from ..errors import Failure
-from .extras import EXTRAS, how_to_install
+from ..escape import printable
+from .ending import one_line_errors
 
 COMMANDS = ("mnist", "inception", "evaluate", "report", "fold", "insert", "recalibrate")  # a module each
 DESCRIPTION = """Batch Normalization, the whole of it, for PyTorch.
@@ -25,21 +25,12 @@ Each command explains itself: batchnorm fold --help. --version prints what is in
 
 
 def main() -> None:
-    """Run the command line. Print an expected error as one line on stderr, and exit with status 1."""
-    if sys.argv[1:] == ["--version"]:
-        print(f"batchnorm {__version__}, torch {version('torch')}")
-        return
-    try:
-        _run()
-    except Failure as error:
-        sys.exit(f"batchnorm: {error}")
-    except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        if package not in EXTRAS:
-            raise
-        sys.exit(f"batchnorm: this command needs {package}. Install it with: {how_to_install(package)}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    """Run the command line. Whatever is raised ends it with one line on stderr and an exit status."""
+    with one_line_errors():
+        if sys.argv[1:] == ["--version"]:
+            print(f"batchnorm {__version__}, torch {version('torch')}")
+        else:
+            _run()
 
 
 def _run() -> None:
@@ -47,11 +38,16 @@ def _run() -> None:
     import tyro  # of the extra `cli`; --version does without it
 
     name, *arguments = sys.argv[1:] or [""]
+    escaped = list(map(printable, arguments))
     if name in COMMANDS:
-        tyro.cli(_command(name), prog=f"batchnorm {name}", args=arguments)
+        command, prog = _command(name), f"batchnorm {name}"
+        if escaped != arguments:  # tyro prints what it refuses: let it refuse an escaped one
+            tyro.cli(wraps(command)(lambda *_args, **_options: None), prog=prog, args=escaped)
+        tyro.cli(command, prog=prog, args=arguments)
     else:
         summaries = {name: _summarized(_command(name)) for name in COMMANDS}
-        tyro.extras.subcommand_cli_from_dict(summaries, prog="batchnorm", description=DESCRIPTION)
+        given = [printable(name), *escaped] if name else []
+        tyro.extras.subcommand_cli_from_dict(summaries, prog="batchnorm", description=DESCRIPTION, args=given)
 
 
 def _command(name: str) -> Callable[..., None]:

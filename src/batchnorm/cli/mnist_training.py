@@ -6,6 +6,7 @@ import sys
 from threading import Event
 from typing import NoReturn
 
+from ..escape import printable
 from ..paper.mnist.config import MnistConfig, config_to_json
 from ..paper.mnist.data import Mnist
 from ..paper.mnist.experiment import run_mnist
@@ -24,7 +25,7 @@ def train_arms(config: MnistConfig, data: Mnist, run: Run) -> None:
     Raises:
         StorageError: The run folder cannot be written.
     """
-    print(f"Run folder: {run.folder}")
+    print(f"Run folder: {printable(run.folder)}")
     with arm_bars(config.steps, run.rows()) as report:
         rows = run_mnist(config, data, run, report, Event())
     if not rows:
@@ -42,7 +43,7 @@ def train_sweep(config: MnistConfig, data: Mnist, run: Run) -> None:
     Raises:
         StorageError: The run folder cannot be written.
     """
-    print(f"Run folder: {run.folder}")
+    print(f"Run folder: {printable(run.folder)}")
     total = len(settings(config))
     with sweep_bar(total, len(run.rows())) as report:
         rows = run_sweep(config, data, run, report, Event())
@@ -55,5 +56,5 @@ def train_sweep(config: MnistConfig, data: Mnist, run: Run) -> None:
 
 
 def _stop_early(run: Run) -> NoReturn:
-    print(f"Stopped early. Continue with: batchnorm mnist --resume {run.folder}")
+    print(f"Stopped early. Continue with: batchnorm mnist --resume {printable(run.folder)}")
     sys.exit(130)  # the status of Ctrl-C, so that a shell does not run what follows &&
