@@ -1,25 +1,32 @@
-"""The allocator's way with large outputs, which on a CPU costs more than the arithmetic."""
+"""Make glibc reuse freed memory for large CPU tensors."""
 
 from __future__ import annotations
 
 import ctypes
 import platform
 
-# Of glibc's <malloc.h>.
+# From glibc's <malloc.h>.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 
 
 def keep_memory() -> bool:
-    """Let the process keep the memory of freed tensors, so that the next ones take it over; call it once, at the start.
+    """Make the process reuse the memory of freed tensors. Call it once, at the start of the program.
 
-    By default glibc maps every large tensor anew and gives it back when it is freed: each page of each output is
-    faulted in and zeroed by the kernel, at every step, which takes longer than normalising it. After this call large
-    blocks come from the heap, and the heap does not shrink: the process stays at its peak memory, and that may be half
-    as high again where blocks of very different sizes alternate (10 and 52 % in two trials). It is as
-    `MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=-1 MALLOC_TOP_PAD_=67108864` in the environment.
+    By default glibc returns each large freed block to the system and maps the next one anew. At every step the system
+    then faults in and zeroes each page of each output, which takes longer than normalizing it. After this call large
+    blocks come from the heap, and the heap does not shrink.
+
+    The process stays at its peak memory. Where blocks of very different sizes alternate, that peak may be half as high
+    again (10 % and 52 % in two trials). The environment can set the same without this call, before the program starts:
+    `MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=-1 MALLOC_TOP_PAD_=67108864`.
 
     Returns:
-        Whether it was done: False off glibc (macOS, musl, Windows), where nothing changes.
+        True if glibc accepted the settings. False without glibc (macOS, musl, Windows), where nothing changes.
+
+    Example:
+        >>> import batchnorm as bn
+        >>> kept = bn.keep_memory()  # before the first large tensor
+        >>> layer = bn.BatchNorm2d(64, activation="relu")
     """
     if platform.libc_ver()[0] != "glibc":
         return False
