@@ -22,5 +22,5 @@ def _one_thread():
 
 @pytest.fixture
 def small_tensors_too(monkeypatch):
-    """The kernel takes them in inference too, where torch is faster."""
+    """Make the kernel run small tensors in inference too, where torch is faster."""
     monkeypatch.setattr(dispatch, "FEWEST_IN_INFERENCE", 1)

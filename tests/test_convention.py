@@ -1,4 +1,4 @@
-"""Every line of docs/convention.md, with a number worked out by hand."""
+"""Test every line of docs/convention.md with a number computed by hand."""
 
 import re
 
@@ -32,7 +32,7 @@ def test_axis_1_is_the_channel(shape):
     assert var.tolist() == [0, 0, 0]
 
 
-def test_normalising_uses_the_biased_variance():
+def test_normalizing_uses_the_biased_variance():
     assert layer(eps=3.0)(X).tolist() == [[-0.5], [0.5]]  # ±1 / sqrt(1 + 3)
 
 

@@ -1,4 +1,4 @@
-"""Algorithm 1 and its gradient against the float64 oracle."""
+"""Test Algorithm 1 and its gradient against the float64 oracle."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ def draw(shape, dtype=torch.float64, seed=0):
     return tuple(t.to(dtype) for t in (x, weight, bias, grad))
 
 
-# float64 sums in another order; float32 has 24 bits, and a few of them go in x - mean.
+# float64: another order of summation. float32: 24 bits, of which x - mean loses a few.
 TOLERANCE = {torch.float64: {"rtol": 1e-9, "atol": 1e-10}, torch.float32: {"rtol": 2e-5, "atol": 2e-5}}
 
 
@@ -42,7 +42,7 @@ def test_training_output_is_the_oracles(shape, activation, dtype):
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("shape", [shape for shape in SHAPES if shape != (2, 1)])  # there x_hat is ±1 and dx is 0
+@pytest.mark.parametrize("shape", [shape for shape in SHAPES if shape != (2, 1)])  # there dx is 0
 def test_gradients_are_the_oracles(shape, activation, dtype):
     x, weight, bias, grad = draw(shape, dtype)
     leaves = [t.clone().requires_grad_() for t in (x, weight, bias)]
@@ -82,7 +82,7 @@ def test_double_backward(activation):
 
 
 @pytest.mark.parametrize("momentum", [0.1, 1.0, 0.0, -0.5])
-def test_running_statistics_move_by_momentum_towards_the_batch(momentum):
+def test_running_statistics_move_by_momentum_toward_the_batch(momentum):
     x, *_ = draw((6, 3, 4))
     running_mean, running_var = torch.full((3,), 5.0).double(), torch.full((3,), 7.0).double()
     batch_norm(x, running_mean, running_var, training=True, momentum=momentum)
@@ -118,7 +118,7 @@ def test_traced_update_agrees_with_the_eager_one():
 
 
 def test_one_inf_then_clean_batches_ends_at_the_truth():
-    # torch's running statistics are NaN or inf for ever after such a batch.
+    # torch's running statistics are NaN or inf forever after such a batch.
     running_mean, running_var = torch.zeros(2), torch.ones(2)
     generator = torch.Generator().manual_seed(0)
     for step in range(50):
@@ -227,7 +227,7 @@ def test_the_input_is_never_written():
 
 @needs_kernels
 @pytest.mark.parametrize("places", [2, 100_000])
-def test_the_kernel_takes_batches_of_any_size_in_training(places):
+def test_the_kernel_runs_batches_of_any_size_in_training(places):
     z = batch_norm(torch.randn(places, 1, requires_grad=True), None, None, training=True)
     assert "NormalizeByBatch" in type(z.grad_fn).__name__
 
@@ -236,7 +236,7 @@ def test_the_kernel_takes_batches_of_any_size_in_training(places):
 @pytest.mark.parametrize(
     ("places", "kernel"), [(dispatch.FEWEST_IN_INFERENCE - 1, False), (dispatch.FEWEST_IN_INFERENCE, True)]
 )
-def test_small_tensors_are_torchs_in_inference(places, kernel, monkeypatch):
+def test_small_tensors_run_in_torch_in_inference(places, kernel, monkeypatch):
     called = []
     monkeypatch.setattr(bindings, "inference", lambda x, *_: called.append(True) or x)
     batch_norm(torch.randn(places, 1), torch.zeros(1), torch.ones(1))

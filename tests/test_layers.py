@@ -1,4 +1,4 @@
-"""The layers against torch's own, and where they are better than torch's."""
+"""Test the layers against torch's, and where they improve on torch's."""
 
 import copy
 import io
@@ -65,7 +65,7 @@ def test_gradients_and_double_backward_agree_with_torch(name, options, training)
 
 @pytest.mark.parametrize("steps", [1, 2, 100])
 def test_eval_output_after_some_steps_is_torchs(steps):
-    # equinox's "batch" mode debiases a variance that starts at 1: 102.6 after a step where the batch has 3.6.
+    # equinox's "batch" mode debiases a variance that starts at 1. That gives 102.6 after one step on a batch with 3.6.
     ours, theirs, shape = pair("2d")
     for x in batches(shape, steps):
         ours(x), theirs(x)
@@ -217,7 +217,7 @@ def test_low_precision_modules_keep_exact_float32_statistics(dtype):
 
 
 def test_bfloat16_running_mean_reaches_the_truth():
-    # torch's sticks at 96: one part in 256 is too coarse for the last steps.
+    # torch's stops at 96, because one part in 256 is too coarse for the last steps.
     layer = bn.BatchNorm1d(1).bfloat16()
     x = torch.tensor([[99.0], [101.0]], dtype=torch.bfloat16)
     for _ in range(200):
@@ -300,7 +300,7 @@ def test_a_traced_layer_leaves_a_bad_batch_out():
     layer = bn.BatchNorm1d(2)
     good = torch.tensor([[1.0, 2.0], [3.0, 6.0]])
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch.jit.trace is deprecated, and checks by running a training layer twice
+        warnings.simplefilter("ignore")  # torch.jit.trace is deprecated
         traced = torch.jit.trace(layer, good, check_trace=False)
     before = copy.deepcopy(traced.state_dict())
     traced(good * float("inf"))

@@ -1,4 +1,4 @@
-"""`keep_memory`, each in a process of its own, since it is for the whole process."""
+"""Tests of `keep_memory`. It changes its whole process, so each measurement has a process of its own."""
 
 import platform
 import subprocess
@@ -26,7 +26,7 @@ def refaulted(keep):
     return float(done.stdout)
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator is meant")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="for glibc only")
 def test_freed_memory_is_used_again():
     assert refaulted(keep=True) < 0.05 * refaulted(keep=False)
 
@@ -36,7 +36,7 @@ def test_freed_memory_is_used_again():
     [(mnist, ["mnist", "--steps", "1"]), (inception, ["inception", "bn-baseline", "--data", "fashion"])],
 )
 def test_the_trainers_of_the_command_line_keep_theirs(module, command, monkeypatch, tmp_path):
-    class Kept(Exception):
+    class Kept(SystemExit):  # the command ends other exceptions itself
         pass
 
     def keep_memory():

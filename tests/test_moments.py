@@ -1,4 +1,4 @@
-"""The one estimator of mean and variance."""
+"""Tests of `Moments` against the float64 oracle, and cases where other estimators fail."""
 
 import numpy as np
 import pytest
@@ -32,18 +32,18 @@ def test_any_split_merges_to_the_whole(sizes, seed):
     wanted = Moments.from_batch(whole)
     assert merged.count == wanted.count
     torch.testing.assert_close(merged.mean, wanted.mean, rtol=1e-12, atol=0)
-    # The mean is 1000 times the deviation, so 3 of double's 16 digits are gone before squaring.
+    # The mean is 1000 times the deviation, so subtracting it loses 3 of float64's 16 digits.
     torch.testing.assert_close(merged.m2, wanted.m2, rtol=1e-9, atol=1e-9)
 
 
 def test_the_spread_between_means_counts():
-    # timm's distribute_bn averages the variances: 0 here. The truth is 25.
+    # timm's distribute_bn averages the variances, which gives 0 here.
     low, high = Moments.from_batch(torch.zeros(4, 1)), Moments.from_batch(torch.full((4, 1), 10.0))
     assert low.merge(high).var(unbiased=False).item() == 25.0
 
 
 def test_counts_weigh():
-    # Flax's masked sync weighs devices equally.
+    # Flax's masked synchronization weighs all devices equally.
     merged = Moments.from_batch(torch.zeros(9, 1)).merge(Moments.from_batch(torch.ones(1, 1)))
     assert merged.mean.item() == pytest.approx(0.1, abs=1e-15)
 
@@ -55,7 +55,7 @@ def test_variance_is_not_lost_beside_a_large_mean():
 
 
 def test_bfloat16_batches_keep_the_mean():
-    # A bfloat16 running mean sticks at 96.
+    # A bfloat16 running mean stops at 96.
     moments = Moments.from_batch(torch.full((64, 1), 100.0, dtype=torch.bfloat16))
     for _ in range(10):
         moments = moments.merge(moments)

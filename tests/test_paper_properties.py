@@ -1,4 +1,4 @@
-"""What the paper says of the transform, Sec. 3 and 3.3, as properties in float64."""
+"""Test the properties of the transform that the paper states in Sec. 3 and 3.3, in float64."""
 
 import torch
 from hypothesis import given, settings
@@ -12,7 +12,7 @@ positive = st.floats(0.1, 10)
 
 
 def draw(seed: int) -> tuple[Tensor, Tensor]:
-    """u (32, 5) and W (3, 5)."""
+    """Return u (32, 5) and W (3, 5)."""
     generator = torch.Generator().manual_seed(seed)
     return (
         torch.randn(32, 5, generator=generator, dtype=torch.float64),
@@ -26,7 +26,7 @@ def normalized(x, weight=None, bias=None, eps=1e-12):
 
 @given(seeds)
 @settings(deadline=None)
-def test_normalised_activations_have_mean_0_and_mean_square_1(seed):
+def test_normalized_activations_have_mean_0_and_mean_square_1(seed):
     u, w = draw(seed)
     x_hat = normalized(u @ w.T)
     torch.testing.assert_close(x_hat.mean(0), torch.zeros(3).double(), rtol=0, atol=1e-12)
@@ -51,7 +51,7 @@ def test_the_scale_of_the_weights_does_not_matter(seed, a):
 
 @given(seeds, positive)
 @settings(deadline=None)
-def test_nor_does_it_for_the_gradient_of_the_layers_input(seed, a):
+def test_the_scale_of_the_weights_does_not_change_the_gradient_of_the_input(seed, a):
     gradients = []
     for scale in (a, 1.0):
         u, w = draw(seed)

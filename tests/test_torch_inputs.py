@@ -1,4 +1,4 @@
-"""torch's own published test inputs for batch norm, run through this package."""
+"""Run the test inputs that torch publishes for batch norm through this package."""
 
 import warnings
 from functools import partial
@@ -32,7 +32,7 @@ def wide(value):
 
 
 def assert_close_for(dtype, found, wanted):
-    """Torch's default tolerance; for half precision, two roundings of the largest value, against float64."""
+    """Compare with torch's default tolerance. In half precision allow two roundings of the largest value."""
     if dtype in (torch.float32, torch.float64):
         torch.testing.assert_close(found, wanted.to(dtype), equal_nan=True)
     else:
@@ -50,7 +50,7 @@ def test_functional(dtype):
         z = bn.functional.batch_norm(*ours, **sample.kwargs)
         assert z.dtype == dtype
         assert_close_for(dtype, z, torch.nn.functional.batch_norm(*theirs, **sample.kwargs))
-        if sample.input.numel():  # from an empty batch torch's statistics become NaN, ours stay
+        if sample.input.numel():  # after an empty batch torch's statistics are NaN, and ours are unchanged
             for found, wanted in zip(ours[1:3], theirs[1:3], strict=True):
                 assert found is wanted is None or assert_close_for(dtype, found, wanted) is None
 

@@ -1,4 +1,4 @@
-"""The compiled kernels in inference."""
+"""Test the compiled kernels in inference."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_inference_values(shape, activation, dtype, channels_last):
     z = dispatch.normalize(x, mean, var, weight, bias, 1e-5, activation, SLOPE)
     arrays = [to_numpy(t) for t in (x, weight, bias)]
     want = reference.forward(*arrays, 1e-5, activation, SLOPE, to_numpy(mean), to_numpy(var))
-    # The sigmoid is torch's operation behind the kernel: y, below 8, is rounded once more before it.
+    # The sigmoid is a torch operation after the kernel, so y, which is below 8, is rounded once more.
     once_more = 8 * TOLERANCE[dtype] / 4 if activation == "sigmoid" else 0
     np.testing.assert_allclose(to_numpy(z), want, rtol=2 * TOLERANCE[dtype], atol=4e-6 + once_more)
     assert z.stride() == x.stride()

@@ -1,4 +1,4 @@
-"""The compiled kernels in training, against a float64 oracle in numpy."""
+"""Test the compiled kernels in training against a float64 oracle in numpy."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from batchnorm.kernels import bindings, dispatch
 
 pytestmark = by_the_kernels
 
-# Sizes of maps around the vectors' widths and the unrolled loop's; one image of many places; one place of many images.
+# Map sizes near the widths of the vectors and of the unrolled loop.
 SHAPES = [(7, 5, s) for s in range(1, 18)] + [(3, 2, 31), (3, 2, 33), (2, 3, 63), (2, 3, 64), (2, 3, 65), (1, 3, 257)]
-# Each width of a folded row's period, and rows whose last vector overlaps the one before it.
+# Every width that packs rows differently, and rows whose last vector overlaps the one before it.
 CHANNELS = [*range(1, 34), 64, 65, 127, 128, 129, 130, 135, 150, 168, 184, 200, 255, 256, 520, 1000, 1024, 1025]
 
 
@@ -33,7 +33,7 @@ class TestValues:
     def test_channel_counts(self, channels, channels_last, dtype, activation):
         check(*make((5, channels, 2, 3), dtype, channels_last), activation)
 
-    # Maps shorter than a vector lie in rows; those of (2000, 3, 2, 2) are narrower than a vector too.
+    # Maps shorter than a vector form rows. The rows of (2000, 3, 2, 2) are narrower than a vector too.
     @pytest.mark.parametrize("shape", [(8, 48, 28, 29), (260, 30, 3, 3), (2000, 3, 2, 2)], ids=str)
     def test_large(self, shape, channels_last, dtype, activation):
         check(*make(shape, dtype, channels_last), activation)
@@ -44,7 +44,7 @@ def test_any_number_of_axes(shape):
     check(*make(shape), "relu")
 
 
-def test_a_value_per_place_is_normalised_across_the_batch():
+def test_vectors_are_normalized_across_the_batch():
     check(*make((4097, 3)), "relu")
 
 
@@ -58,7 +58,7 @@ def test_a_spread_far_below_the_mean_is_nearer_to_float64_than_torch(channels_la
     ours = dispatch.normalize_by_batch(x, ones, zeros, 1e-5)[0]
     torchs = F.batch_norm(x, None, None, ones, zeros, training=True)
     error, torch_error = (np.abs(to_numpy(z) - want).max() for z in (ours, torchs))
-    assert error < 1e-5  # the deviations themselves are exact; torch is off by a twentieth
+    assert error < 1e-5  # the deviations are exact; torch's error is a twentieth
     assert error < torch_error / 100
 
 
@@ -76,7 +76,7 @@ def test_a_constant_channel_is_its_bias_exactly(channels_last):
 @pytest.mark.parametrize("at", [0, 3], ids=["first value", "later value"])
 @pytest.mark.parametrize("activation", [None, "relu"])
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_inf_and_nan_spoil_their_channel_alone_as_in_torch(value, at, activation, channels_last):
+def test_inf_and_nan_change_only_their_channel_as_in_torch(value, at, activation, channels_last):
     x, weight, bias, dz = make((4, 6, 5, 5), channels_last=channels_last)
     x[0, 2, 0, at] = value
     z, mean, _, dx, dweight, dbias = run(x, weight, bias, dz, activation)
@@ -92,7 +92,7 @@ def test_inf_and_nan_spoil_their_channel_alone_as_in_torch(value, at, activation
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("channels", [29, 135, 168, 200])
 @pytest.mark.parametrize("back", [1, 8, 9, 16, 17, 24])
-def test_where_vectors_overlap_a_spoilt_channel_spoils_no_other(channels, back, dtype):
+def test_where_vectors_overlap_inf_changes_only_its_channel(channels, back, dtype):
     x, weight, bias, dz = make((11, channels), dtype)
     clean = run(x, weight, bias, dz, "relu")
     x[3, -back] = dz[4, -back] = torch.inf
@@ -125,7 +125,7 @@ def test_values_near_the_largest_float_have_finite_results_where_torch_overflows
 def test_sums_that_overflow_float_are_finite(channels_last):
     x, weight, bias, dz = make((32, 4, 16, 16), channels_last=channels_last)
     x, dz = x * 2e37, dz.abs() * 5e36
-    x[:, 1:] /= 1e37  # so that the others' gradients are of the size of dz
+    x[:, 1:] /= 1e37  # so that the gradients of the others are of the size of dz
     z, _, _, dx, *_ = run(x, weight, bias, dz, None)
     want = reference.forward(to_numpy(x), to_numpy(weight), to_numpy(bias))
     np.testing.assert_allclose(to_numpy(z), want, rtol=1e-5, atol=1e-5)
@@ -134,9 +134,9 @@ def test_sums_that_overflow_float_are_finite(channels_last):
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_a_variance_far_below_what_the_first_look_suggests(channels_last):
-    # What the kernel takes for a typical value are three outliers: 100 standard deviations off in each channel. Summed
-    # in float alone, the variance would err by 1e-3.
+def test_the_variance_is_accurate_if_the_sampled_values_are_outliers(channels_last):
+    # The three values that the kernel samples for its shift are outliers, 100 standard deviations off. With float sums
+    # alone, the error of the variance would be 1e-3.
     x, *_ = make((8, 4, 30, 30), channels_last=channels_last)
     for n, s in ((0, 450), (4, 300), (7, 599)):
         x[n, :, s // 30, s % 30] = 203.0
@@ -157,7 +157,7 @@ def test_gradients_whose_products_overflow_float(channels_last):
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_a_tiny_spread_is_seen_by_a_tinier_eps(channels_last):
+def test_a_tiny_spread_with_a_tinier_eps(channels_last):
     x, weight, bias, dz = make((4, 3, 8, 8), channels_last=channels_last)
     x = torch.empty_like(x).copy_(x * 1e-25)  # squares vanish in float
     z = run(x, weight, bias, dz, None, eps=1e-60)[0]
@@ -168,7 +168,7 @@ def test_a_tiny_spread_is_seen_by_a_tinier_eps(channels_last):
 @pytest.mark.parametrize("activation", ["relu", "leaky_relu"])
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_the_backward_sees_the_same_mask_as_the_forward(activation, channels_last):
-    # A mean of exactly 1, and neighbours of it: y is zero in a fifth of the places and next to it in the others.
+    # Values of exactly the mean, 1, and its neighbors: y is 0 in a fifth of the places and near 0 in the others.
     steps = (torch.arange(10) % 5 - 2) * 2.0**-22
     x, *_ = make((10, 5, 7, 9), channels_last=channels_last)
     x = torch.empty_like(x).copy_(1 + steps[:, None, None, None])
@@ -197,7 +197,7 @@ def test_any_strides_give_the_right_result(view, channels_last):
     check(x, weight, bias, dz, "relu")
 
 
-def test_a_sign_beside_the_memory_counts():
+def test_a_lazy_negation_is_applied():
     x, weight, bias, dz = make((6, 5, 4, 4))
     negated = (torch._neg_view(t.neg()) for t in (x, dz))
     for got, want in zip(run_as_given(*negated, weight, bias), run_as_given(x, dz, weight, bias), strict=True):
@@ -220,7 +220,7 @@ def test_the_output_and_the_gradient_keep_the_memory_format(channels_last):
 
 @pytest.fixture
 def guarded(monkeypatch):
-    """Whatever the kernels' outputs are made of lies between bytes of this list, which nobody may change."""
+    """Allocate the outputs of the kernels between guard bytes. Return the guards, which must not change."""
     guards = []
     empty, empty_like = torch.empty, torch.empty_like
 

@@ -1,4 +1,4 @@
-"""The kernels and the machine: threads, instruction sets, caches."""
+"""Test the kernels on this machine: threads, instruction sets, caches."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ def test_the_bits_are_the_same_for_any_number_of_threads(shape, dtype, channels_
     x, weight, bias, dz = make(shape, dtype, channels_last)
 
     def everything():
-        saved = bindings.forward(x, weight, bias, 1e-5, "relu", 0.0)[1]  # in double: float32 may hide another order
+        # saved is float64: float32 may hide another order of summation.
+        saved = bindings.forward(x, weight, bias, 1e-5, "relu", 0.0)[1]
         z, mean, var, *gradients = run(x, weight, bias, dz, "relu")
         return z, mean, var, *gradients, saved, dispatch.normalize(x, mean, var, weight, bias, 1e-5)
 
@@ -42,7 +43,7 @@ def test_the_bits_are_the_same_for_any_number_of_threads(shape, dtype, channels_
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_the_kernel_is_asked_for_torchs_number_of_threads(count, monkeypatch):
+def test_the_kernel_uses_torchs_number_of_threads(count, monkeypatch):
     asked = []
 
     class Compiled:
@@ -71,7 +72,7 @@ def test_threads_are_those_that_torch_already_runs():
     assert bindings._kernels.has_pool()
     torch.set_num_threads(2)
     x, weight, bias, dz = make((8, 40, 40, 40))
-    x.exp()  # torch's own pool, of this thread
+    x.exp()  # starts torch's pool for this thread
     before = count()
     run(x, weight, bias, dz, "relu")
     assert count() == before
@@ -118,7 +119,7 @@ def on_target(target, path):
     return torch.load(path)
 
 
-@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="one instruction set only")
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="this architecture has one instruction set")
 def test_every_instruction_set_gives_the_same_within_rounding(tmp_path):
     widest, *want = on_target("", tmp_path / "widest")
     targets = ["x86-64-v2", "x86-64-v3", "x86-64-v4"]
@@ -136,7 +137,7 @@ def test_every_instruction_set_gives_the_same_within_rounding(tmp_path):
     [(48, 0, torch.float32), (24, 0, torch.float32), (24, 3, torch.float32), (192, 0, torch.bfloat16)],
     ids=["whole lines", "broken rows", "broken rows and maps", "wide rows, two at a time"],
 )
-def test_what_outgrows_the_last_cache_is_written_past_it_and_right(channels, odd, dtype, channels_last):
+def test_streaming_stores_of_outputs_larger_than_the_cache_are_right(channels, odd, dtype, channels_last):
     images = 2
     values = bindings._kernels.last_level_cache() // dtype.itemsize + (1 << 18)
     if values > 1 << 25:
@@ -147,7 +148,7 @@ def test_what_outgrows_the_last_cache_is_written_past_it_and_right(channels, odd
 
 
 def check_in_float64(x, weight, bias, dz):
-    """As `check`, for tensors that are too large for numpy's oracle; and inference by the statistics found."""
+    """Compare training and inference with torch in float64, for tensors that are too large for numpy's oracle."""
     z, mean, var, dx, dweight, dbias = run(x, weight, bias, dz, "relu")
     inferred = dispatch.normalize(x, mean, var, weight, bias, 1e-5, "relu")
     wide = [t.double().requires_grad_() for t in (x, weight, bias)]
@@ -165,7 +166,7 @@ def check_in_float64(x, weight, bias, dz):
     torch.testing.assert_close(dbias.double(), gradients[2], rtol=1e-4, atol=1e-2)
 
 
-def test_the_last_level_cache_is_what_linux_tells():
+def test_the_last_level_cache_is_the_largest_that_linux_reports():
     sizes = [path.read_text().strip() for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")]
     if not sizes:
         pytest.skip("no cache sizes under /sys")

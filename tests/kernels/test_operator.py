@@ -1,4 +1,4 @@
-"""The kernels in torch's machinery: compilers, exporters, autocast, checkpointing, processes; and without them."""
+"""Test the kernels with torch's compilers, exporters, autocast, checkpointing and processes, and torch without them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_compiled_whole_and_eager_agree(channels_last):
     x = torch.randn(4, 3, 9, 9)
     x = x.contiguous(memory_format=torch.channels_last) if channels_last else x
     torch._dynamo.reset()
-    # The graph alone is under test, not the code generator: "aot_eager" compiles in a second.
+    # Only the graph is under test, not the code generator. "aot_eager" compiles in a second.
     got = gradients(torch.compile(compiled, fullgraph=True, backend="aot_eager"), x)
     torch.testing.assert_close(got, gradients(eager, x), rtol=1e-5, atol=1e-4)
 
@@ -78,7 +78,7 @@ def restrided(t):
 )
 def test_saved_tensors_may_come_back_as_hooks_made_them(pack, unpack):
     x, weight, bias, dz = make((4, 32, 20, 20))
-    x = x.bfloat16().float()  # so that the compressing hook loses nothing of it
+    x = x.bfloat16().float()  # so that the compressing hook loses nothing
     want = run(x, weight, bias, dz, "relu")
     with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
         found = run(x, weight, bias, dz, "relu")
@@ -103,7 +103,7 @@ def test_saved_tensors_of_other_shapes_are_refused():
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 0), (0, 3, 4), (2, 3, 0, 5)])
-def test_the_operator_of_nothing_has_nan_statistics_as_in_eager_mode(shape):
+def test_the_operator_has_nan_statistics_for_an_empty_batch_as_in_eager_mode(shape):
     x, weight = torch.empty(shape), torch.ones(shape[1], requires_grad=True)
     z, batch, _ = torch.ops.batchnorm.normalize_by_batch(x, weight, None, 1e-5, "relu", 0.0)
     assert z.shape == shape
@@ -118,7 +118,7 @@ def test_an_exported_program_may_be_cast_to_half_precision():
     z = torch.ops.batchnorm.normalize_by_batch(*inputs, 1e-5, "relu", 0.0)[0]
     for found, expected in zip((z, *torch.autograd.grad(z, inputs, dz)), (want[0], *want[3:]), strict=True):
         assert found.dtype == torch.float16
-        torch.testing.assert_close(found, expected.half(), rtol=2**-10, atol=1e-4)  # rounded once, at the end
+        torch.testing.assert_close(found, expected.half(), rtol=2**-10, atol=1e-4)  # rounded once
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_exported_program_calls_the_operator_for_any_batch_size():
     torch.testing.assert_close(program.module()(x), model(x))
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # of opcheck's own copies
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # in opcheck
 @pytest.mark.parametrize("stride", [1, 2])
 def test_the_operator_passes_torchs_own_checks(stride):
     x, weight, bias, _ = make((4, 3, 8))
@@ -160,7 +160,7 @@ def test_inductors_code_agrees_with_eager():
     torch.testing.assert_close(got, gradients(eager, x), rtol=1e-5, atol=1e-4)
 
 
-def test_deterministic_algorithms_are_what_the_kernels_are():
+def test_the_kernels_are_deterministic_algorithms():
     arguments = make((8, 40, 20, 20))
     free = run(*arguments, "relu")
     torch.use_deterministic_algorithms(True)
@@ -177,11 +177,11 @@ def train_a_rank(rank: int, file: str, x: torch.Tensor, results: str) -> None:
     model(x[4 * rank : 4 * rank + 4]).square().sum().backward()
     if rank == 0:
         torch.save([p.grad for p in model.parameters()], results)
-    torch.distributed.barrier()  # leave together: a process that goes early can abort the other
+    torch.distributed.barrier()  # a process that leaves early can abort the other
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.filterwarnings("ignore")  # of torch.distributed's own
+@pytest.mark.filterwarnings("ignore")  # from torch.distributed
 def test_distributed_gradients_are_the_average_over_the_processes(tmp_path):
     x = torch.randn(8, 3, 9, 9)
     results = tmp_path / "gradients.pt"
@@ -229,7 +229,7 @@ def test_double_backward_agrees_with_torchs(activation):
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
-def test_float64_is_torchs_and_passes_gradcheck():
+def test_float64_runs_in_torch_and_passes_gradcheck():
     x, weight, bias, _ = (t.double() for t in make((4, 3, 5)))
     inputs = [t.requires_grad_() for t in (x, weight, bias)]
     assert torch.autograd.gradcheck(lambda *t: dispatch.normalize_by_batch(*t, 1e-5, "leaky_relu")[0], inputs)
@@ -254,7 +254,7 @@ def test_running_statistics_moved_by_the_kernel_are_noticed_by_autograd():
     assert mean.tolist() == [0.5] * 3
 
 
-def test_without_the_extension_torch_computes_the_same(monkeypatch):
+def test_without_compiled_kernels_torch_gives_the_same_results(monkeypatch):
     arguments = make((4, 3, 5, 5))
     compiled = run(*arguments, "leaky_relu")
     monkeypatch.setattr(bindings, "_kernels", None)

@@ -1,4 +1,4 @@
-"""The loops of csrc, with sanitizers, over blocks of exactly their size, against the paper's formulas in double."""
+"""Run the loops of csrc with sanitizers on blocks of exactly their size, and check the results in double."""
 
 import platform
 import shutil
@@ -14,7 +14,7 @@ EVERY_RUN = f"{25 * 13 * 48} runs"  # sizes, channels, variants
 
 
 def levels() -> list[str]:
-    """The flags of each instruction set that this machine runs."""
+    """Return the compiler flags of each instruction set that this machine runs."""
     if platform.machine() not in ("x86_64", "AMD64"):
         return [""]
     known = Path("/proc/cpuinfo").read_text().split() if Path("/proc/cpuinfo").exists() else []
@@ -24,7 +24,7 @@ def levels() -> list[str]:
 
 @pytest.fixture(scope="module")
 def driver(tmp_path_factory):
-    """Makes the program that calls the loops; it is optimised, so that the loops take most of the time."""
+    """Build the program that calls the loops. It is optimized, so that the loops take most of the time."""
 
     def build(compiler: str, loops: list[str], link: list[str]) -> Path:
         folder = tmp_path_factory.mktemp("driver")
@@ -46,7 +46,7 @@ def driver(tmp_path_factory):
 
 @pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
 @pytest.mark.parametrize("level", levels())
-def test_no_byte_outside_is_touched_nothing_is_undefined_and_all_is_right(driver, level):
+def test_the_loops_stay_inside_their_blocks_and_are_right(driver, level):
     pool = ["-Wl,--no-as-needed", "-fopenmp"] if platform.system() == "Linux" else []
     program = driver(COMPILER, [*CHECKED, *filter(None, [level])], pool)
     done = subprocess.run([program], capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""Tensors for the compiled kernels, and what they compute against the float64 oracle in numpy."""
+"""Make tensors for the compiled kernels, and compare their results with the float64 oracle in numpy."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from batchnorm.kernels import bindings, dispatch
 from support import reference
 
 SLOPE = 0.1
-# float32: a handful of roundings of values near 1. bfloat16: half a unit in the last of its 8 bits.
+# float32: a few roundings of values near 1. bfloat16: half a unit in the last of its 8 bits.
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2**-8}
 VIEWS = {
     "batch slice": lambda x: x[1:5],
@@ -21,7 +21,7 @@ VIEWS = {
     "expanded": lambda x: x[:1].expand(5, -1, -1, -1),
     "offset": lambda x: x.flatten()[3 : 3 + 4 * 6 * 5].view(4, 6, 5),
 }
-# Of a test file: the kernels are there, and take small tensors in inference too.
+# The `pytestmark` of a test file that needs the kernels, for small tensors in inference too.
 by_the_kernels = [
     pytest.mark.skipif(bindings.kernel_target() is None, reason="built without the compiled kernels"),
     pytest.mark.usefixtures("small_tensors_too"),
@@ -33,7 +33,7 @@ def to_numpy(t):
 
 
 def make(shape, dtype=torch.float32, channels_last=False, seed=0):
-    """x, weight, bias, dz, with x and dz in the layout asked for."""
+    """Return x, weight, bias and dz, with x and dz in the given layout."""
     rng = torch.Generator().manual_seed(seed)
     x = torch.randn(shape, generator=rng) * 2 + 3
     dz = torch.randn(shape, generator=rng)
@@ -44,7 +44,7 @@ def make(shape, dtype=torch.float32, channels_last=False, seed=0):
 
 
 def run(x, weight, bias, dz, activation, eps=1e-5):
-    """(z, mean, unbiased var, dx, dweight, dbias) by the public function's inner half."""
+    """Return (z, mean, unbiased var, dx, dweight, dbias) of a training step."""
     x, weight, bias = (t.detach().clone().requires_grad_() for t in (x, weight, bias))
     z, mean, var = dispatch.normalize_by_batch(x, weight, bias, eps, activation, SLOPE)
     return z, mean, var, *torch.autograd.grad(z, (x, weight, bias), dz)
@@ -60,15 +60,15 @@ def check(x, weight, bias, dz, activation):
         *reference.backward(to_numpy(dz), *forward, activation, SLOPE),
     )
     tolerance = TOLERANCE[x.dtype]
-    # At the kink of g, float32 and float64 may stand on different sides: there either gradient is right.
+    # At the kink of g, float32 and float64 may be on different sides, and either gradient is right.
     kink = (np.abs(reference.forward(*forward)) < 1e-4) & (activation is not None)
     count = max(1, x.numel() // x.shape[1])
     names = ("z", "mean", "var", "dx", "dweight", "dbias")
     for name, got, expected in zip(names, (z, mean, var, dx, dweight, dbias), want, strict=False):
         relative = 2e-6 if name in ("mean", "var") else tolerance
-        # A sum's own scale is that of its terms, and a value at the kink may be missing from it.
+        # The error of a sum scales with its terms. A value at the kink may be missing from it.
         absolute = relative * (1 + np.abs(expected).max())
-        if name == "dx":  # its three terms may cancel: with two values a channel they leave nothing
+        if name == "dx":  # its three terms may cancel: with two values per channel to 0
             absolute *= 1 + np.abs(arrays[1] / np.sqrt(want[2] + 1e-5)).max() * np.abs(to_numpy(dz)).max()
         if name in ("dweight", "dbias"):
             absolute = 4e-6 * np.sqrt(count) + kink.sum() * 10
