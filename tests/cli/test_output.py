@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from batchnorm.cli.output import check_out
+from batchnorm.cli.output import check_out, write
 from batchnorm.errors import BatchNormError, StorageError
 
 
@@ -47,6 +47,42 @@ def test_without_its_packages_a_format_is_refused_before_the_work(fold, monkeypa
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else find(name))
     assert fold(f"out.{suffix}") == f".{suffix} files need {package}: pip install 'batchnorm[files]'"
+
+
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize("suffix", [".pt2", ".onnx", ".safetensors"])
+@pytest.mark.parametrize(("folder", "why"), [("/proc", "No such file or directory"), ("", "File name too long")])
+def test_a_file_that_the_system_refuses_is_found_before_the_work(fold, suffix, folder, why):
+    file = f"{folder}/out{suffix}" if folder else f"{'x' * 300}{suffix}"
+    assert fold(file) == f"{file} cannot be written: {why}"
+
+
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize("out", ["x" * 300, "x" * 300 + "/out.pt2"])
+def test_a_name_of_300_letters_is_one_line(fold, out):
+    assert "x" * 300 in fold(out)
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_link_to_nowhere_exists(fold, tmp_path):
+    (tmp_path / "out.pt2").symlink_to("nowhere")
+    assert fold("out.pt2") == "out.pt2 exists already; give another name, or remove it"
+
+
+def test_the_check_leaves_no_file(tmp_path):
+    check_out(tmp_path / "out.safetensors", (".safetensors",))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("enforce fail at inline_con")])
+def test_a_disk_that_fills_up_is_a_storage_error_and_leaves_no_part(tmp_path, error):
+    def save(file):
+        file.write_bytes(b"part")
+        raise error
+
+    with pytest.raises(StorageError, match=rf"out\.pt2 cannot be written: {type(error).__name__}: "):
+        write(tmp_path / "out.pt2", save)
+    assert not list(tmp_path.iterdir())
 
 
 def test_no_file_is_no_error():

@@ -3,6 +3,7 @@
 import os
 import re
 import warnings
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,45 @@ def write_nothing(_state):
     pass
 
 
+def write_fifo(_state):
+    os.mkfifo("weights.pt")
+
+
+def write_zeros(_state):
+    Path("weights.pt").symlink_to("/dev/zero")
+
+
+def write_folder(_state):
+    Path("weights.pt").mkdir()
+
+
+def write_numbers(state):
+    torch.save(dict(enumerate(state.values())), "weights.pt")
+
+
+def write_instead(tensor):
+    """Write another tensor in place of one."""
+
+    def write(state):
+        torch.save({**state, "4.bias": tensor()}, "weights.pt")
+
+    return write
+
+
+def quantized():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # deprecated, but its files are still in use
+        return torch.quantize_per_tensor(torch.zeros(2), scale=1.0, zero_point=0, dtype=torch.qint8)
+
+
+def write_packed(state):
+    torch.save({**state, "4.bias": torch.zeros(10**6)}, "whole.pt")
+    packed = zipfile.ZipFile("weights.pt", "w", zipfile.ZIP_DEFLATED)
+    with zipfile.ZipFile("whole.pt") as whole, packed:
+        for name in whole.namelist():
+            packed.writestr(name, whole.read(name))
+
+
 @pytest.mark.parametrize(
     ("write", "message"),
     [
@@ -101,13 +141,44 @@ def write_nothing(_state):
         (write_list, r"weights\.pt holds <class 'list'>; wanted tensors by name"),
         (write_junk, r"weights\.pt cannot be read: error: unpack requires.*\. Wanted model\.state_dict\(\), in a"),
         (write_script, r"weights\.pt cannot be read: .*TorchScript archive"),
-        (write_nothing, r"there is no file weights\.pt$"),
+        (write_numbers, r"weights\.pt holds a dict with the keys 0, 1, 2, 3, 4; wanted tensors by name"),
+        (write_instead(lambda: torch.zeros(2).to_sparse()), r".*: it has '4\.bias' as a sparse tensor; wanted a dense"),
+        (write_instead(quantized), r".*: it has '4\.bias' as a quantized tensor; wanted a dense one$"),
+        (
+            write_instead(lambda: torch.zeros(2, device="meta")),
+            r".*: it has '4\.bias' as a meta tensor; wanted a dense",
+        ),
+        (write_instead(lambda: torch.zeros(2) * 1j), r".*: it has '4\.bias' as a complex tensor; wanted a dense one$"),
+        (write_fifo, r"weights\.pt is a FIFO; wanted a regular file$"),
+        (write_zeros, r"weights\.pt is a device; wanted a regular file$"),
+        (write_folder, r"weights\.pt is a folder; wanted a regular file$"),
+        (write_packed, r"weights\.pt is compressed: its [\d,]+ bytes unpack to 4,.*; write it uncompressed$"),
+        (write_nothing, r"weights\.pt cannot be read: No such file or directory$"),
     ],
 )
 def test_weights_that_do_not_fit_are_one_line(fails, tiny, tmp_path, write, message):
     write(tiny.with_norm().state_dict())
     assert re.match(message, fails("fold", "tiny:with_norm", "--weights", "weights.pt", "--input", "2x3x8x8"))
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize("name", ["x" * 300 + ".safetensors", "x" * 300, "no\x1b[31m\n"])
+def test_names_that_the_system_refuses_or_a_terminal_acts_on_are_one_line(fails, name):
+    found = fails("fold", "tiny:with_norm", "--weights", name, "--input", "2x3x8x8")
+    assert found.isprintable()
+    assert re.search(r" cannot be read: (File name too long|No such file or directory)$", found)
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_network_that_refuses_its_weights_in_its_own_way_is_one_line(fails, tiny, monkeypatch):
+    def refuse(*_args, **_options):
+        raise RuntimeError("Error(s) in loading:\n\tI want more")
+
+    torch.save(tiny.with_norm().state_dict(), "weights.pt")
+    monkeypatch.setattr(nn.Sequential, "load_state_dict", refuse)
+    found = fails("fold", "tiny:with_norm", "--weights", "weights.pt", "--input", "2x3x8x8")
+    assert found == "weights.pt does not fit Sequential: RuntimeError: Error(s) in loading: I want more"
 
 
 def test_many_faults_are_the_first_five(fails, tiny):

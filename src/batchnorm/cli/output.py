@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -10,6 +11,7 @@ import torch.onnx
 from torch import Tensor, nn
 
 from ..errors import BatchNormError, StorageError, first_line
+from ..escape import printable
 from .extras import check_installed
 
 PACKAGES = {".onnx": ("onnx", "onnxscript"), ".safetensors": ("safetensors",)}
@@ -18,11 +20,27 @@ PACKAGES = {".onnx": ("onnx", "onnxscript"), ".safetensors": ("safetensors",)}
 def check_out(file: Path | None, endings: Collection[str]) -> None:
     """Check that `file` can be written: a new file with one of these endings. None is no file, and passes.
 
+    The file is created and removed again, since only that shows what a file system allows.
+
     Raises:
         BatchNormError: another ending, a missing folder, a file that exists, or a format whose packages are missing.
+        StorageError: the system does not let the file be written there.
     """
     if file is None:
         return
+    try:
+        _check_new(file, endings)
+        file.open("xb").close()
+        file.unlink()
+    except FileExistsError as error:  # also a link to nowhere
+        raise BatchNormError(f"{file} exists already; give another name, or remove it") from error
+    except OSError as error:
+        raise StorageError(f"{file} cannot be written: {error.strerror or error}") from error
+    for package in PACKAGES.get(file.suffix, ()):
+        check_installed(package, f"{file.suffix} files")
+
+
+def _check_new(file: Path, endings: Collection[str]) -> None:
     if file.suffix not in endings:
         what = "is a folder" if file.is_dir() else f"ends in {file.suffix!r}"
         raise BatchNormError(f"{file} {what}; wanted a new file that ends in {' or '.join(endings)}")
@@ -30,8 +48,6 @@ def check_out(file: Path | None, endings: Collection[str]) -> None:
         raise BatchNormError(f"there is no folder {file.parent}")
     if file.exists():
         raise BatchNormError(f"{file} exists already; give another name, or remove it")
-    for package in PACKAGES.get(file.suffix, ()):
-        check_installed(package, f"{file.suffix} files")
 
 
 def write(file: Path | None, save: Callable[[Path], None]) -> None:
@@ -39,17 +55,20 @@ def write(file: Path | None, save: Callable[[Path], None]) -> None:
 
     Raises:
         BatchNormError: `save` raised it.
-        StorageError: the disk is full, or the folder cannot be written to.
+        StorageError: the disk is full, or the folder cannot be written to. The part that was written is removed.
     """
     if file is None:
         return
     try:
         save(file)
+        size = file.stat().st_size
     except BatchNormError:
         raise
     except Exception as error:  # neither torch nor safetensors raises OSError
+        with suppress(OSError):
+            file.unlink()
         raise StorageError(f"{file} cannot be written: {type(error).__name__}: {first_line(error)}") from error
-    print(f"wrote {file}, {file.stat().st_size / 1e6:.1f} MB")
+    print(f"wrote {printable(file)}, {size / 1e6:.1f} MB")
 
 
 def save_state(model: nn.Module, file: Path) -> None:
