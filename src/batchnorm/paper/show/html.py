@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
+from collections.abc import Sequence
+from hashlib import sha256
 from html import escape
 from pathlib import Path
 from typing import NamedTuple
 
-import plotly.graph_objects as go
-
 from ..training.atomic import write_atomically
+
+STYLE = Path(__file__).with_name("page.css")
+SCRIPT = Path(__file__).with_name("chart.js")
 
 
 class Section(NamedTuple):
-    """A part of a page: its heading, plain text and maybe empty, and its content, HTML."""
+    """A part of a page: its heading, plain text, and its content, HTML."""
 
     heading: str
     content: str
 
 
-def write_page(folder: Path, title: str, about: str, sections: list[Section], settings: str) -> Path:
+def write_page(folder: Path, title: str, about: str, sections: Sequence[Section], settings: str) -> Path:
     """Write `report.html` into `folder` and return its path. The page contains everything that it needs.
 
     Arguments:
@@ -31,45 +35,54 @@ def write_page(folder: Path, title: str, about: str, sections: list[Section], se
     Raises:
         StorageError: The disk is full or the folder read-only.
     """
-    body = "\n".join(f"<h2>{escape(head)}</h2>\n{content}" if head else content for head, content in sections)
+    parts = "\n".join(f"<section>\n<h2>{escape(head)}</h2>\n{content}\n</section>" for head, content in sections)
+    body = f"<h1>{escape(title)}</h1>\n<p>{about}</p>\n{parts}\n<p>{escape(settings)}</p>"
     path = folder / "report.html"
-    write_atomically(path, _PAGE.format(title=escape(title), about=about, body=body, settings=escape(settings)))
+    write_atomically(path, _page(escape(title), body))
     return path
 
 
-def html_figure(figure: go.Figure) -> str:
-    """Return an interactive figure as HTML, together with the whole of Plotly's script."""
-    return figure.to_html(full_html=False, include_plotlyjs=True, config={"displaylogo": False})
+def html_table(title: str, table: Sequence[Sequence[str]]) -> str:
+    """Return a table as HTML. Its first line is the header; the first cell of each line names the line.
 
-
-def html_table(table: list[list[str]]) -> str:
-    """Return a table as HTML. Its first line is the header."""
-    head, *body = (
-        "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in line)
-        for tag, line in zip(["th"] + ["td"] * len(table), table, strict=False)
+    A narrow page shows each line as a block. The roles keep it a table for screen readers.
+    """
+    head, *lines = table
+    names = "".join(f'<th role="columnheader" scope="col">{escape(cell)}</th>' for cell in head)
+    rows = "".join(f'<tr role="row">{_cells(head, line)}</tr>' for line in lines)
+    return (
+        f'<table role="table" aria-label="{escape(title)}"><thead role="rowgroup"><tr role="row">{names}</tr></thead>'
+        f'<tbody role="rowgroup">{rows}</tbody></table>'
     )
-    rows = "".join(f"<tr>{line}</tr>" for line in body)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
 
 
-_PAGE = """<!DOCTYPE html>
+def _cells(head: Sequence[str], line: Sequence[str]) -> str:
+    cells = (
+        f'<td role="cell" data-label="{escape(name)}">{escape(cell)}</td>'
+        for name, cell in zip(head[1:], line[1:], strict=True)
+    )
+    return f'<th role="rowheader" scope="row">{escape(line[0])}</th>{"".join(cells)}'
+
+
+def _page(title: str, body: str) -> str:
+    script = SCRIPT.read_text(encoding="utf-8")
+    digest = b64encode(sha256(script.encode()).digest()).decode()
+    # The page loads nothing, and runs no script but ours.
+    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+    return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title>
-<style>
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 1280px; margin: 2rem auto; padding: 0 1rem; color: #222 }}
-table {{ border-collapse: collapse; margin: 1rem 0 }}
-th, td {{ padding: .3rem 1rem; text-align: right; border-bottom: 1px solid #ccc }}
-th:first-child, td:first-child {{ text-align: left }}
-</style>
+<style>{STYLE.read_text(encoding="utf-8")}</style>
 </head>
 <body>
-<h1>{title}</h1>
-<p>{about}</p>
+<main>
 {body}
-<p>{settings}</p>
+</main>
+<script>{script}</script>
 </body>
 </html>
 """

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
-import plotly.graph_objects as go
-from plotly.subplots import make_subplots
-
 from ..mnist.records import ARMS, LABELS, PERCENTILES, series, steps_to
 from ..training.rows import Row
-from .html import Section, html_figure, html_table, write_page
+from .chart import Chart, Curve, Spread, html_charts
+from .html import Section, html_table, write_page
 from .mnist_figures import accuracy_floor
-from .styles import ARM_STYLES, FILL_ALPHA, PLOTLY_DASHES
+from .styles import ARM_STYLES, PERCENTILE_DASHES, Style
 
 LEVELS = (0.90, 0.95, 0.97)
+TABLE_TITLE = "Training steps to a test accuracy, and the best"
 _ABOUT = """Ioffe and Szegedy, 2015, Sec. 4.1, computed by <code>batchnorm mnist</code>: the same network,
 784-100-100-100-10 with sigmoids, with and without batch normalization. Both start from the same weights and train on
 the same mini-batches. (b, c): 15th, 50th and 85th percentile, over the test images, of the input of one sigmoid in the
@@ -40,32 +41,55 @@ def write_mnist_report(rows: list[Row], settings: dict[str, Any], folder: Path) 
     Raises:
         StorageError: The disk is full or the folder read-only.
     """
-    listed = ", ".join(f"{name} {value}" for name, value in settings.items() if value is not None)
-    sections = [Section("", html_figure(_figure(rows))), Section("", html_table(steps_table(rows)))]
+    listed = ", ".join(f"{name} {value}" for name, value in _flat(settings) if value is not None)
+    sections = [
+        Section("Figure 1: test accuracy, and the input of one sigmoid", html_charts(_charts(rows))),
+        Section(TABLE_TITLE, html_table(TABLE_TITLE, steps_table(rows))),
+    ]
     return write_page(folder, "Batch Normalization on MNIST: Figure 1", _ABOUT, sections, f"Settings: {listed}.")
 
 
-def _figure(rows: list[Row]) -> go.Figure:
-    titles = ["(a) test accuracy", "(b) input of a sigmoid, without BN", "(c) input of a sigmoid, with BN"]
-    figure = make_subplots(rows=1, cols=3, subplot_titles=titles, horizontal_spacing=0.06)
-    for arm, style in ARM_STYLES.items():
-        line = {"color": style.color, "dash": PLOTLY_DASHES[style.dash]}
-        steps, values = series(rows, arm, "test_accuracy")
-        figure.add_scatter(x=steps, y=values, name=LABELS[arm], line=line, row=1, col=1)
-    for column, arm in ((2, "plain"), (3, "bn")):
-        for p in PERCENTILES:
-            steps, values = series(rows, arm, f"p{p}")
-            color = ARM_STYLES[arm].color
-            band = {"fill": "tonexty", "fillcolor": color + FILL_ALPHA} if p != PERCENTILES[0] else {}
-            line = {"color": color, "width": 2 if p == 50 else 1}
-            figure.add_scatter(
-                x=steps, y=values, name=f"{p}th percentile", line=line, showlegend=False, row=1, col=column, **band
-            )
-    figure.update_yaxes(range=[accuracy_floor(rows), 1], row=1, col=1)
-    figure.update_yaxes(matches="y2", row=1, col=3)
-    figure.update_xaxes(title_text="training steps")
-    figure.update_traces(mode="lines", hovertemplate="%{y:.4f}")
-    figure.update_layout(
-        hovermode="x unified", template="plotly_white", height=460, margin={"t": 80}, legend={"x": 0.14, "y": 0.08}
-    )
-    return figure
+def _flat(settings: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield names and values. A setting that holds settings yields those."""
+    for name, value in settings.items():
+        yield from _flat(value) if isinstance(value, dict) else [(name, value)]
+
+
+def _charts(rows: list[Row]) -> list[Chart]:
+    accuracies = [Curve(LABELS[arm], style, *series(rows, arm, "test_accuracy")) for arm, style in ARM_STYLES.items()]
+    percentiles = {arm: _percentiles(rows, arm) for arm in ARMS}
+    inputs = _range([value for curves in percentiles.values() for curve in curves for value in curve.values])
+    titles = {"plain": "(b) input of a sigmoid, without BN", "bn": "(c) input of a sigmoid, with BN"}
+    accuracy = ("share of test images", (accuracy_floor(rows), 1.0), ".0%", ".2%")
+    return [
+        Chart("(a) test accuracy", *accuracy, accuracies),
+        *(
+            Chart(title, "value over the test images", inputs, "g", ".4f", percentiles[arm])
+            for arm, title in titles.items()
+        ),
+    ]
+
+
+def _percentiles(rows: list[Row], arm: str) -> list[Curve]:
+    """Return a curve a percentile. The band between the outer two belongs to the median."""
+    steps, low = series(rows, arm, "p15")
+    high = series(rows, arm, "p85")[1]
+    color = ARM_STYLES[arm].color
+    return [
+        Curve(
+            f"{percentile}th percentile",
+            Style(color, PERCENTILE_DASHES[percentile]),
+            steps,
+            series(rows, arm, f"p{percentile}")[1],
+            Spread(low, high) if percentile == 50 else None,
+        )
+        for percentile in PERCENTILES
+    ]
+
+
+def _range(values: list[float]) -> tuple[float, float]:
+    """Return where the axis of these values starts and ends: a little below the least and above the largest."""
+    finite = [value for value in values if isfinite(value)]
+    low, high = min(finite, default=0.0), max(finite, default=0.0)
+    margin = 0.05 * (high - low) or 1.0
+    return low - margin, high + margin
