@@ -473,8 +473,9 @@ def test_a_log_file_gets_a_line_per_tenth_when_asked(monkeypatch):
     assert written.splitlines() == [f"recalibrate: batch {done} of 40" for done in range(4, 41, 4)]
 
 
-def test_a_log_file_gets_no_line_without_a_total(monkeypatch):
-    assert shown(monkeypatch, False, (data(8) for _ in range(40)), progress=True) == ""
+def test_a_log_file_gets_a_line_after_1_2_4_8_batches_without_a_total(monkeypatch):
+    written = shown(monkeypatch, False, (data(8) for _ in range(40)), progress=True)
+    assert written.splitlines() == [f"recalibrate: batch {done}" for done in (1, 2, 4, 8, 16, 32)]
 
 
 def test_one_process_shows_for_all(monkeypatch):

@@ -21,8 +21,8 @@ OPTIONS = {
     "evaluate": ["data", "crops", "fold", "workers"],
     "report": ["out"],
     "fold": ["input", "weights", "out"],
-    "insert": ["input", "weights", "where", "remove", "data", "out"],
-    "recalibrate": ["data", "weights", "estimator", "out"],
+    "insert": ["input", "weights", "where", "remove", "data", "batches", "out"],
+    "recalibrate": ["data", "weights", "batches", "estimator", "out"],
 }
 
 

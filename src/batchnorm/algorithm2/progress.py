@@ -13,18 +13,19 @@ from .processes import rank
 Report = Callable[[int, int | None], object]
 
 
-def reported(batches: Iterable[Any], progress: bool | Report) -> Iterator[Any]:
+def reported(batches: Iterable[Any], progress: bool | Report, step: str = "recalibrate") -> Iterator[Any]:
     """Yield the batches, and report each one when the consumer asks for the next.
 
     Arguments:
         batches: Any iterable.
         progress: True prints to stderr, in the first process alone. A function is called as `progress(done, total)`,
             with None for an unknown total. False reports nothing.
+        step: The word before the number.
     """
     if callable(progress):
         yield from _reported(batches, progress)
     elif progress and rank() == 0:
-        with _lines(sys.stderr) as report:
+        with _lines(sys.stderr, step) as report:
             yield from _reported(batches, report)
     else:
         yield from batches
@@ -38,19 +39,24 @@ def _reported(batches: Iterable[Any], report: Report) -> Iterator[Any]:
 
 
 @contextmanager
-def _lines(stream: TextIO) -> Iterator[Report]:
-    """Give a function that prints. A terminal shows one line; a file gets a line per tenth of a known total."""
+def _lines(stream: TextIO, step: str) -> Iterator[Report]:
+    """Give a function that prints.
+
+    A terminal shows one line. A file gets a line per tenth of a known total, otherwise one after 1, 2, 4, 8, … batches.
+    """
     terminal, tenths, line_open = stream.isatty(), 0, False
 
     def report(done: int, total: int | None) -> None:
         nonlocal tenths, line_open
-        text = f"recalibrate: batch {done}" + (f" of {total}" if total else "")
+        text = f"{step}: batch {done}" + (f" of {total}" if total else "")
         if terminal:
             print(f"\r{text}", end="", file=stream, flush=True)
             line_open = True
         elif total and 10 * done // total > tenths:
             print(text, file=stream, flush=True)
             tenths = 10 * done // total
+        elif not total and done.bit_count() == 1:
+            print(text, file=stream, flush=True)
 
     try:
         yield report

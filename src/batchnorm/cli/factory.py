@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from importlib import import_module
-from operator import attrgetter
+from itertools import count
+from operator import attrgetter, length_hint
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from ..errors import BatchNormError, first_line
+from ..errors import BatchNormError
+from ..graph.batches import check_batches
 from .weights import load_weights
 
 
@@ -30,8 +32,8 @@ def make(target: str) -> Any:
         sys.path.insert(0, str(Path.cwd()))
     try:
         return attrgetter(factory)(import_module(module))()
-    except Exception as error:
-        message = f"cannot make {target}: {type(error).__name__}: {first_line(error)}{_advice(error)}"
+    except (Exception, SystemExit) as error:  # a script without `if __name__ == "__main__"` exits
+        message = f"cannot make {target}: {reason(error)}{_advice(error)}"
         raise BatchNormError(message) from error
 
 
@@ -49,19 +51,53 @@ def make_model(target: str, weights: Path | None) -> nn.Module:
     return model.eval()
 
 
-def make_batches(target: str) -> Iterable[Any]:
-    """Return the batches that `target` makes.
+def make_batches(target: str, most: int | None = None) -> Batches:
+    """Return the batches that `target` makes, `most` of them at most.
 
     Raises:
-        BatchNormError: as `make`, or the factory returns nothing to iterate over.
+        BatchNormError: as `make`, or the factory returns nothing to iterate over, or one batch, or `most` is below 1.
+            Iterating raises it too, with the number of the batch, if the next one cannot be made.
     """
+    if most is not None and most < 1:
+        raise BatchNormError(f"--batches must be at least 1; got {most}")
     batches = make(target)
     if not isinstance(batches, Iterable):
         raise BatchNormError(f"{target} returns {type(batches).__name__}; wanted an iterable of batches")
-    return batches
+    check_batches(batches)
+    return Batches(batches, target, most)
 
 
-def _advice(error: Exception) -> str:
+class Batches:
+    """The batches of a factory: the first `most`, or all of them. An error in the factory becomes one line."""
+
+    def __init__(self, batches: Iterable[Any], target: str, most: int | None) -> None:
+        self._batches, self._target, self._most = batches, target, most
+
+    def __length_hint__(self) -> int:
+        hint = length_hint(self._batches, 0)
+        return hint if self._most is None else min(hint or self._most, self._most)
+
+    def __iter__(self) -> Iterator[Any]:
+        batches = None
+        for number in count(1) if self._most is None else range(1, self._most + 1):
+            try:
+                batches = iter(self._batches) if batches is None else batches
+                batch = next(batches)
+            except StopIteration:
+                return
+            except Exception as error:
+                message = f"batch {number} of {self._target} (the first is 1) cannot be made: {reason(error)}"
+                raise BatchNormError(message) from error
+            yield batch
+
+
+def reason(error: BaseException) -> str:
+    """Return the type and the first line of an error. A worker of a DataLoader sends its own trace in the message."""
+    lines = str(error).strip().splitlines() or ["no message"]
+    return lines[-1] if lines[0].startswith("Caught ") else f"{type(error).__name__}: {lines[0]}"
+
+
+def _advice(error: BaseException) -> str:
     if isinstance(error, TypeError):
         return ". It is called without arguments; name a function that needs none"
     if isinstance(error, ModuleNotFoundError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..algorithm2.choices import Removable
+from ..errors import BatchNormError
 from .arguments import Shape, Target
 from .kernels import warn_without_kernels
 
@@ -16,6 +17,7 @@ def command(
     where: tuple[str, ...] = (),
     remove: tuple[Removable, ...] = (),
     data: str | None = None,
+    batches: int | None = None,
     out: Path | None = None,
 ) -> None:
     """Insert batch normalization before every nonlinearity that follows an affine layer (Alg. 2, lines 1-5).
@@ -32,17 +34,21 @@ def command(
         where: Names of layers, or of modules around them. Insert only there.
         remove: Layers to remove (Sec. 4.2.1).
         data: MODULE:FACTORY of batches to measure. The new layers then start as the identity on these batches.
+        batches: Number of batches to read from --data. By default all; some factories give batches without end.
         out: New .safetensors file for the state_dict of the result.
     """
     from ..algorithm2.insert import insert
+    from ..algorithm2.progress import reported
     from .example import example_for
     from .factory import make_batches, make_model
     from .output import check_out, save_state, write
 
     warn_without_kernels()
+    if batches is not None and data is None:
+        raise BatchNormError("--batches counts the batches of --data; give that too")
     check_out(out, (".safetensors",))
     model = make_model(target, weights)
-    batches = None if data is None else make_batches(data)
-    result = insert(model, example_for(model, shape), where=where or None, remove=remove, batches=batches)
+    measured = None if data is None else reported(make_batches(data, batches), progress=True, step="insert")
+    result = insert(model, example_for(model, shape), where=where or None, remove=remove, batches=measured)
     print(result)
     write(out, lambda file: save_state(result.model, file))

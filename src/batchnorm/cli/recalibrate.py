@@ -13,6 +13,7 @@ def command(
     target: Target,
     data: str,
     weights: Path | None = None,
+    batches: int | None = None,
     estimator: Estimator = "pooled",
     out: Path | None = None,
 ) -> None:
@@ -26,6 +27,7 @@ def command(
         target: Factory of the network, called without arguments, such as torchvision.models:resnet18.
         data: MODULE:FACTORY of batches of the training set.
         weights: File with a state_dict: .safetensors, or one by torch.save. A file that would run code is refused.
+        batches: Number of batches to read. By default all; some factories give batches without end.
         estimator: pooled takes all values together, paper averages the statistics of the batches.
         out: New .safetensors file for the state_dict of the result.
     """
@@ -36,5 +38,5 @@ def command(
     warn_without_kernels()
     check_out(out, (".safetensors",))
     model = make_model(target, weights)
-    print(recalibrate(model, make_batches(data), estimator=estimator, progress=True))
+    print(recalibrate(model, make_batches(data, batches), estimator=estimator, progress=True))
     write(out, lambda file: save_state(model, file))
