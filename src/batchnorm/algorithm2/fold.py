@@ -102,7 +102,8 @@ def fold(model: nn.Module, example_inputs: Any, *, tolerance: float | None = Non
 
     Arguments:
         model: Any network of torch modules and functions. It is read in eval mode, and stays as it is.
-        example_inputs: A tensor, a tuple or list of arguments, or a dict of named ones. The error is measured on them.
+        example_inputs: A tensor, a tuple or list of arguments, or a dict of named ones. An argument that is itself a
+            list stands in a tuple: ([a, b],). The error is measured on them.
         tolerance: The largest relative error allowed, in the network's own precision and in float64. The default is
             1e-4, or 16 times the rounding of a narrower network (0.016 in float16, 0.125 in bfloat16).
 

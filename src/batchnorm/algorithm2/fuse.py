@@ -103,7 +103,8 @@ def fuse(model: nn.Module, example_inputs: Any) -> FuseResult:
 
     Arguments:
         model: Any network whose forward has no Python control flow on values. It stays as it is.
-        example_inputs: A tensor, a tuple or list of arguments, or a dict of named ones.
+        example_inputs: A tensor, a tuple or list of arguments, or a dict of named ones. An argument that is itself a
+            list stands in a tuple: ([a, b],).
 
     Returns:
         The new model, and a row per batch normalization.

@@ -121,7 +121,8 @@ def insert(
 
     Arguments:
         model: Any network that `torch.fx` can trace. It stays as it is.
-        example_inputs: A tensor, a tuple or list of arguments, or a dict of named ones.
+        example_inputs: A tensor, a tuple or list of arguments, or a dict of named ones. An argument that is itself a
+            list stands in a tuple: ([a, b],).
         where: The places to use: the name of a layer, or of a module that holds layers, or several names, or a
             function of (name, layer) that returns True for them. For a call of a function the layer is None.
         remove: What to remove: "dropout", "lrn" (local response normalization), or both (Sec. 4.2.1).

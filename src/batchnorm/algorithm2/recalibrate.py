@@ -116,8 +116,9 @@ def recalibrate(
     Arguments:
         model: Any network with BN layers: torch's, Sync, or a subclass of either.
         batches: An iterable of tensors, of (input, ...) tuples whose first element is the input, or of dicts of
-            keyword arguments. Inputs are moved to the device of the model. Give several batches of the training set,
-            of the size used in training.
+            keyword arguments. In a tuple the input may be a list of tensors, as torchvision's detection networks take.
+            Inputs are moved to the device of the model. Give several batches of the training set, of the size used in
+            training.
         estimator: "pooled" or "paper".
         forward: Called as `forward(model, batch)` for any other kind of batch. It must move the batch itself.
         progress: True shows the batches on stderr. A function is called as `progress(done, total)` after each batch,

@@ -26,33 +26,45 @@ def run_batch(model: nn.Module, batch: Any) -> Any:
     Arguments:
         model: The network.
         batch: A tensor, a dict of keyword arguments, or a tuple or list that starts with one of the two, such as
-            the (input, target) of a DataLoader.
+            the (input, target) of a DataLoader. It may also start with a list of tensors, which the network gets as
+            one argument, as torchvision's detection networks take it: ([image, image], targets).
 
     Raises:
         BatchNormError: The batch is of another kind, or the network does not run on it.
     """
     inputs = batch[0] if isinstance(batch, tuple | list) and batch else batch
-    if not isinstance(inputs, Tensor | Mapping):
+    if not isinstance(inputs, Tensor | Mapping) and not _is_list_of_tensors(inputs):
         raise BatchNormError(
             f"cannot tell the input of a batch of type {type(batch).__name__}; wanted a tensor, a dict of keyword "
-            "arguments, or a tuple that starts with one of the two."
+            "arguments, or a tuple that starts with one of the two or with a list of tensors. recalibrate takes any "
+            "other batch with forward=."
         )
     device = device_of(model)
-    inputs = inputs if isinstance(inputs, Tensor) else dict(inputs)
+    inputs = dict(inputs) if isinstance(inputs, Mapping) else inputs
     inputs = pytree.tree_map_only(Tensor, lambda x: x.to(device), inputs)
     try:
         return model(**inputs) if isinstance(inputs, dict) else model(inputs)
     except torch.OutOfMemoryError:
         raise  # the batch fits the network, but not the device
     except Exception as error:
-        raise does_not_run(model, f"a batch of {described(inputs)}", error) from error
+        raise does_not_run(model, f"a batch of {described(inputs)}", error, list_advice(batch)) from error
 
 
-def does_not_run(model: nn.Module, what: str, error: Exception) -> BatchNormError:
+def _is_list_of_tensors(value: Any) -> bool:
+    return isinstance(value, tuple | list) and bool(value) and all(isinstance(each, Tensor) for each in value)
+
+
+def list_advice(values: Any) -> str:
+    """Return how to give a list of tensors as one argument, or "" if `values` are no list of alike tensors."""
+    alike = _is_list_of_tensors(values) and len(values) > 1 and len({each.dim() for each in values}) == 1
+    return " A network that takes a list of tensors takes it as ([a, b],)." if alike else ""
+
+
+def does_not_run(model: nn.Module, what: str, error: Exception, advice: str = "") -> BatchNormError:
     """Return the error to raise if `model` does not run on `what`. It says what torch says, and what to do."""
     return BatchNormError(
         f"{type(model).__name__} does not run on {what}: {first_line(error).rstrip('.')}. "
-        "Give a shape, type and device that it takes; many networks need a minimum height and width."
+        f"Give a shape, type and device that it takes; many networks need a minimum height and width.{advice}"
     )
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import io
 import reprlib
+from contextlib import redirect_stderr
 from typing import Any, cast
 
 import torch
@@ -19,7 +21,7 @@ from torch.utils import _pytree as pytree
 
 from ..errors import BatchNormError, first_line
 from ..layers import FusedBatchNorm
-from .batches import described, does_not_run, in_eval
+from .batches import described, does_not_run, in_eval, list_advice
 from .compare import Call, copied, doubled, largest_error, run
 from .network import Network
 from .symbolic import Traced, trace_symbolically
@@ -47,7 +49,8 @@ def trace(model: nn.Module, example_inputs: Any, *, trainable: bool = False) -> 
 
     Arguments:
         model: Any network. Symbolic tracing needs only its forward.
-        example_inputs: A tensor, a tuple or list of arguments, or a dict of named ones.
+        example_inputs: A tensor, a tuple or list of arguments, or a dict of named ones. An argument that is itself a
+            list of tensors stands in a tuple: ([a, b],).
         trainable: True for a graph that will be trained.
 
     Raises:
@@ -121,7 +124,8 @@ class _Oracle:
         try:
             self.output = run(self.model, call)
         except Exception as error:
-            raise does_not_run(model, f"example_inputs of {described(call)}", error) from error
+            what = f"example_inputs of {described(call)}"
+            raise does_not_run(model, what, error, list_advice(call[0])) from error
         values = [x for x in pytree.tree_leaves(self.output) if isinstance(x, Tensor) and x.numel()]
         if values and not any(x.isfinite().any() for x in values):  # then no result can be compared
             raise BatchNormError(
@@ -188,7 +192,8 @@ def _trace_by_export(root: nn.Module, call: Call) -> Network:
         lambda x: {0: torch.export.Dim.DYNAMIC} if isinstance(x, Tensor) and x.dim() else None, batch
     )
     names = list(inspect.signature(root.forward).bind(*args, **kwargs).arguments)
-    program = torch.export.export(root, *batch, dynamic_shapes=_by_name(names, dynamic))
+    with redirect_stderr(io.StringIO()):  # when it fails, torch prints the whole graph so far
+        program = torch.export.export(root, *batch, dynamic_shapes=_by_name(names, dynamic))
     module = program.module()
     for node in reversed(list(module.graph.nodes)):
         if node.op == "call_module":
