@@ -1,5 +1,6 @@
 """The jobs that a command line asks for, and their folders."""
 
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -30,6 +31,23 @@ def test_resuming_a_group_gives_the_same_jobs_in_the_same_order(tree, tmp_path):
     jobs = new_jobs("all", replace(TINY, data=tree), tmp_path / "all")
     assert resumed_jobs(tmp_path / "all") == jobs
     assert choose_jobs(None, InceptionConfig(), None, tmp_path / "all") == jobs
+
+
+def test_a_group_that_was_killed_while_it_was_created_is_an_error(tree, tmp_path):
+    jobs = new_jobs("all", replace(TINY, data=tree), tmp_path / "all")
+    for job in jobs[3:]:
+        shutil.rmtree(job.folder)
+    with pytest.raises(bn.BatchNormError, match="all has 3 of the 7 runs of 'all': it was killed while"):
+        resumed_jobs(tmp_path / "all")
+    Run(jobs[0].folder).replace_rows([])  # Training began, so the others were removed on purpose.
+    assert resumed_jobs(tmp_path / "all") == jobs[:3]
+
+
+def test_torchrun_creates_a_run_again_that_was_killed_before_its_settings_were_written(tree, tmp_path, monkeypatch):
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "TORCHELASTIC_RESTART_COUNT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    (job,) = choose_jobs("bn-x5", replace(TINY, data=tree), tmp_path, None)
+    assert choose_jobs("bn-x5", replace(TINY, data=tree), tmp_path, None) == [job]
 
 
 def test_the_headers_of_shards_are_read_once_for_a_group_and_every_resume(shards, tmp_path, monkeypatch):

@@ -32,6 +32,14 @@ def test_a_last_line_that_a_kill_cut_short_is_ignored(file):
     assert read_rows(file) == [{"step": 0}]
 
 
+@pytest.mark.parametrize("before", ['{"step": 0}\n', ""])
+@pytest.mark.parametrize("cut", ['{"st', '{"loss": "' + "1" * 9_000])
+def test_a_row_takes_the_place_of_a_last_line_that_a_kill_cut_short(file, before, cut):
+    file.write_text(before + cut)
+    append_row(file, {"step": 1})
+    assert file.read_text() == before + '{"step": 1}\n'
+
+
 @pytest.mark.parametrize("damaged", [b'{"st', b'{"step": "\xff"}'])
 def test_another_damaged_line_is_named(file, damaged):
     file.write_bytes(b'{"step": 0}\n' + damaged + b'\n{"step": 1}\n')

@@ -30,6 +30,12 @@ def test_only_a_run_is_resumed(tmp_path):
         new_folder(tmp_path, "report")
 
 
+def test_a_run_that_was_killed_while_it_was_created_is_created_again(tmp_path):
+    (tmp_path / "config.json.partial").write_text("{")
+    assert Run.create(tmp_path, "mnist", {"lr": 0.1}).rows() == []
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
 def test_default_folders_are_numbered(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folders = [str(Run.create(None, "mnist", {}).folder) for _ in range(3)]

@@ -49,7 +49,7 @@ def choose_jobs(name: str | None, config: InceptionConfig, out: Path | None, res
             return new_jobs(name, config, out)
         if out is None:
             raise BatchNormError("under torchrun name the run folder, --out; a restarted process resumes there")
-        return resumed_jobs(out) if restarted() and out.exists() else new_jobs(name, config, out)
+        return resumed_jobs(out) if restarted() and _has_runs(out) else new_jobs(name, config, out)
     if name is not None or config != InceptionConfig() or out is not None:
         raise BatchNormError(f"--resume {resume} uses that run's own settings; give no others beside it")
     return resumed_jobs(resume)
@@ -79,7 +79,7 @@ def resumed_jobs(folder: Path) -> list[Job]:
     """Return the jobs that `new_jobs` created in `folder`.
 
     Raises:
-        BatchNormError: There is no job, or one of another experiment or version.
+        BatchNormError: There is no job, or one of another experiment or version, or only the first of a group.
     """
     if (folder / "config.json").exists():
         return [resumed_job(folder)]
@@ -87,7 +87,9 @@ def resumed_jobs(folder: Path) -> list[Job]:
     if not jobs:
         raise BatchNormError(f"{folder} is not the folder of one or more runs: it has no config.json")
     order = list(BY_NAME)
-    return sorted(jobs, key=lambda job: order.index(job.variant.name))
+    jobs.sort(key=lambda job: order.index(job.variant.name))
+    _check_created(folder, jobs)
+    return jobs
 
 
 def resumed_job(folder: Path) -> Job:
@@ -114,6 +116,24 @@ def runs(folders: Sequence[Path]) -> list[Job]:
     if not folders:
         raise BatchNormError("name the folder of at least one run of batchnorm inception")
     return [job for folder in folders for job in resumed_jobs(folder)]
+
+
+def _check_created(folder: Path, jobs: Sequence[Job]) -> None:
+    """Refuse the first runs of a group that was killed while `new_jobs` created it. Nothing was trained yet."""
+    found = [job.variant for job in jobs]
+    if any((job.folder / "metrics.jsonl").exists() for job in jobs):
+        return
+    for name, group in GROUPS.items():
+        if len(found) < len(group) and found == list(group[: len(found)]):
+            raise BatchNormError(
+                f"{folder} has {len(found)} of the {len(group)} runs of {name!r}: it was killed while it was created. "
+                "Remove it and start again, or resume the runs one by one"
+            )
+
+
+def _has_runs(folder: Path) -> bool:
+    """Return False for a folder whose creation was killed before the settings of a run were in it."""
+    return any(folder.glob("config.json")) or any(folder.glob("*/config.json"))
 
 
 def _new_job(variant: Variant, config: Settled, out: Path | None) -> Job:

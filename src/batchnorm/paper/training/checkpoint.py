@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +11,20 @@ import torch
 
 from ...errors import BatchNormError, StorageError
 from ...files import check_unpacked
+from .atomic import sync_file, sync_folder, synced
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The newest state of one training, and the state before it. Each file is complete at any moment."""
+    """The newest state of one training, and the state before it. Each file is complete at any moment.
+
+    Arguments:
+        path: The file of the newest state.
+        records: Records that must be on the disk before a later state is, because resuming does not make them again.
+    """
 
     path: Path
+    records: Path | None = None
 
     @property
     def previous(self) -> Path:
@@ -33,13 +39,14 @@ class Checkpoint:
         """
         partial = self.path.with_suffix(".partial")
         try:
-            with partial.open("wb") as file:
+            with synced(partial) as file:
                 torch.save(state, file)
-                file.flush()
-                os.fsync(file.fileno())  # the content must be on the disk before the rename is
+            if self.records is not None and self.records.exists():
+                sync_file(self.records)
             if self.path.exists():
                 self.path.replace(self.previous)
             partial.replace(self.path)
+            sync_folder(self.path.parent)
         except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError if a write fails
             raise StorageError(f"cannot write {self.path}: {error}. The state before it is kept.") from error
 

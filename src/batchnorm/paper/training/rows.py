@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterable
 from contextlib import suppress
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +17,21 @@ from .atomic import write_atomically
 
 Row = dict[str, Any]
 MOST_BYTES = 2**30  # of a file of records
+_BLOCK = 4096
 
 
 def append_row(path: Path, row: Row) -> None:
-    """Append one line. If the disk fills up meanwhile, remove the part that was written.
+    """Append one line, in place of a last line that a kill cut short. If the disk fills up, remove what was written.
 
     Raises:
         StorageError: The disk is full or the folder read-only.
     """
     line = _line(row).encode()
     try:
-        with path.open("ab", buffering=0) as file:
-            before = file.tell()
+        with path.open("a+b", buffering=0) as file:
+            before = _end_of_lines(file)
+            if before < file.seek(0, os.SEEK_END):
+                file.truncate(before)
             try:
                 if file.write(line) != len(line):
                     raise OSError("the disk is full")
@@ -62,6 +67,19 @@ def write_rows(path: Path, rows: Iterable[Row]) -> None:
         StorageError: The disk is full or the folder read-only.
     """
     write_atomically(path, "".join(map(_line, rows)))
+
+
+def _end_of_lines(file: FileIO) -> int:
+    """Return where the last whole line ends."""
+    end = file.seek(0, os.SEEK_END)
+    while end:
+        start = max(0, end - _BLOCK)
+        file.seek(start)
+        found = file.read(end - start).rfind(b"\n")
+        if found >= 0:
+            return start + found + 1
+        end = start
+    return 0
 
 
 def _line(row: Row) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from ...errors import BatchNormError, StorageError
 from ...files import read_regular
-from .atomic import write_atomically
+from .atomic import make_folder, sync_folder, write_atomically
 from .checkpoint import Checkpoint
 from .rows import Row, append_row, read_rows, write_rows
 from .versions import versions
@@ -24,6 +24,7 @@ except ImportError:  # Windows
 
 
 MOST_CONFIG_BYTES = 2**20
+UNFINISHED = "config.json.partial"  # all that a run leaves that was killed while it was created
 
 
 class Run:
@@ -119,7 +120,7 @@ class Run:
 
     def checkpoint(self, name: str) -> Checkpoint:
         """Return the checkpoint of the training `name`."""
-        return Checkpoint(self.folder / f"checkpoint-{name}.pt")
+        return Checkpoint(self.folder / f"checkpoint-{name}.pt", self.metrics)
 
 
 def new_folder(folder: Path | None, experiment: str) -> Path:
@@ -132,11 +133,11 @@ def new_folder(folder: Path | None, experiment: str) -> Path:
     try:
         if folder is None:
             return _first_free(Path("runs"), experiment)
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if folder.exists() and (not folder.is_dir() or any(path.name != UNFINISHED for path in folder.iterdir())):
             runs = [*folder.glob("config.json"), *folder.glob("*/config.json")]
             resumes = f", or --resume {folder}" if runs else ""
             raise BatchNormError(f"{folder} exists, and nothing is overwritten. Name a new folder{resumes}")
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
     except OSError as error:
         raise StorageError(f"cannot create the run folder {folder or 'in runs'}: {error}") from error
     return folder
@@ -144,7 +145,7 @@ def new_folder(folder: Path | None, experiment: str) -> Path:
 
 def _first_free(parent: Path, experiment: str) -> Path:
     number = 1
-    parent.mkdir(parents=True, exist_ok=True)
+    make_folder(parent)
     while True:
         folder = parent / f"{experiment}-{number}"
         try:
@@ -152,4 +153,5 @@ def _first_free(parent: Path, experiment: str) -> Path:
         except FileExistsError:
             number += 1
         else:
+            sync_folder(parent)
             return folder
