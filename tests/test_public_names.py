@@ -69,7 +69,7 @@ def test_importing_the_package_imports_nothing_heavy():
 
 
 def test_the_library_needs_torch_and_numpy_alone():
-    done = python("from batchnorm import *", missing=["tyro", "rich", "matplotlib", "plotly", "torchvision", "PIL"])
+    done = python("from batchnorm import *", missing=["tyro", "rich", "matplotlib", "torchvision", "PIL"])
     assert done.stderr == ""
 
 

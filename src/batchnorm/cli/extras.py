@@ -10,7 +10,6 @@ EXTRAS = {
     "tyro": "cli",
     "rich": "paper",
     "matplotlib": "paper",
-    "plotly": "paper",
     "torchvision": "imagenet",
     "PIL": "imagenet",
     "safetensors": "files",
