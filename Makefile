@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 SOURCES := pyproject.toml $(wildcard CMakeLists.txt csrc/*)
 
-.PHONY: mnist inception test lint bench clean
+.PHONY: mnist inception test torture lint bench clean
 
 mnist: $(VENV)/paper
 	$(VENV)/bin/batchnorm mnist
@@ -14,12 +14,16 @@ inception: $(VENV)/imagenet
 test: $(VENV)/lint
 	$(VENV)/bin/pytest
 
+# Fail every write of short runs once, and kill them there; about 20 minutes on two cores. The tests take a sample.
+torture: $(VENV)/lint
+	PYTHONPATH=tests $(VENV)/bin/python -m torture
+
 lint: $(VENV)/lint
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
 	$(VENV)/bin/codespell
-	$(VENV)/bin/clang-format --dry-run -Werror csrc/* tests/kernels/*.cpp
+	$(VENV)/bin/clang-format --dry-run -Werror csrc/* tests/kernels/*.cpp tests/torture/*.c
 
 # A folder that no run before it has written; of one moment, for all lines.
 OUT ?= build/bench-$(shell date +%Y%m%d-%H%M%S)
