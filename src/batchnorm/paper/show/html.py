@@ -38,7 +38,8 @@ def write_page(folder: Path, title: str, about: str, sections: Sequence[Section]
     parts = "\n".join(f"<section>\n<h2>{escape(head)}</h2>\n{content}\n</section>" for head, content in sections)
     body = f"<h1>{escape(title)}</h1>\n<p>{about}</p>\n{parts}\n<p>{escape(settings)}</p>"
     path = folder / "report.html"
-    write_atomically(path, _page(escape(title), body))
+    # A name of a file may have bytes that are not UTF-8.
+    write_atomically(path, _page(escape(title), body).encode(errors="backslashreplace"))
     return path
 
 
