@@ -13,10 +13,10 @@ def axes_and_shape(x):
 
 
 def forward(x, weight, bias, eps=1e-5, activation=None, slope=0.01, mean=None, var=None):
-    """z = g(BN(x)), by the batch's own statistics unless mean and var are given."""
+    """Return z = g(BN(x)), by the batch's own statistics unless mean and var are given."""
     x = np.asarray(x, np.float64)
     axes, shape = axes_and_shape(x)
-    if mean is None:
+    if mean is None or var is None:
         mean = x.mean(axes)
         var = ((x - mean.reshape(shape)) ** 2).mean(axes)
     x_hat = (x - np.reshape(mean, shape)) / np.sqrt(np.reshape(var, shape) + eps)
