@@ -54,7 +54,7 @@ Times = dict[str, list[float]]  # of a phase, in ms: round by round, each of the
 
 
 def layers() -> list[Shape]:
-    """The shapes (N, C, H, W) that one forward of the network batch-normalises, in its order."""
+    """Return the shapes (N, C, H, W) that one forward of the network batch-normalizes, in its order."""
     maps = [(64, 112), (64, 56), (192, 56)]
     for side, one, reduce3, three, reduce_double, double, projection in MODULES.values():
         maps += [(c, side) for c in (one, reduce3, three, reduce_double, double, double, projection)]
@@ -72,7 +72,7 @@ def ours(channels: int) -> nn.Module:
 
 
 def with_any_affine(layer: nn.BatchNorm2d) -> nn.Module:
-    """A gamma and beta that no contender may leave out."""
+    """Return a gamma and beta that no contender may leave out."""
     nn.init.uniform_(layer.weight, 0.5, 1.5)
     nn.init.uniform_(layer.bias, -0.5, 0.5)
     return layer
@@ -111,7 +111,7 @@ def gradients(dy: Tensor, x_hat: Tensor, scale: Tensor) -> dict[str, Tensor]:
 def measure(
     tensors: dict[Shape, tuple[Tensor, Tensor]], order: list[Shape], rounds: int
 ) -> dict[str, dict[Shape, Times]]:
-    """The times of torch and ours by shape, and ("forward") those of a copy of x."""
+    """Return the times of torch and ours by shape, and ("forward") those of a copy of x."""
     networks = {name: {s: make(s[1]) for s in tensors} for name, make in (("torch", torchs), ("ours", ours))}
     copies = {shape: torch.empty_like(x.detach()) for shape, (x, _) in tensors.items()}
     found: dict[str, dict[Shape, Times]] = {
@@ -185,8 +185,8 @@ def since(start: float) -> float:
 PASSES = {"NCHW": 5, "NHWC": 8}  # over the tensor, forward and backward: the fewest that the layout allows
 
 
-def summarise(found: dict[str, dict[Shape, Times]], order: list[Shape], layout: str, element: int) -> dict:
-    """Sums over the 69 layers of the medians, in ms; the worst shape against torch; large tensors against a copy."""
+def summarize(found: dict[str, dict[Shape, Times]], order: list[Shape], layout: str, element: int) -> dict:
+    """Sum the medians over the 69 layers, in ms; compare the worst shape to torch, large tensors to a copy."""
 
     def took(contender: str, shape: Shape, *phases: str) -> float:
         times = found[contender][shape]
@@ -206,7 +206,7 @@ def summarise(found: dict[str, dict[Shape, Times]], order: list[Shape], layout: 
         "ms": milliseconds,
         "spread_ms": {name: spread(taken) for name, taken in sums.items()},
         "times_torch": milliseconds["torch"] / milliseconds["ours"],
-        "times_torch_in_rounds_with": by_neighbours(ratios, round_sums(found["copy"], order, "forward")),
+        "times_torch_in_rounds_with": by_neighbors(ratios, round_sums(found["copy"], order, "forward")),
         "times_compile": milliseconds["compile"] / milliseconds["ours"] if "compile" in found else None,
         "least_times_torch": min(training.values()),
         "least_at": min(training, key=lambda s: training[s]),
@@ -237,8 +237,8 @@ def spread(values: list[float]) -> tuple[float, float]:
     return tenths[0], tenths[-1]
 
 
-def by_neighbours(ratios: list[float], copies: list[float]) -> dict[str, float]:
-    """The median ratio in the quarter of rounds with the fastest copies, and in that with the slowest.
+def by_neighbors(ratios: list[float], copies: list[float]) -> dict[str, float]:
+    """Return the median ratio in the quarter of rounds with the fastest copies, and with the slowest.
 
     On a shared machine the last-level cache is shared too: how fast torch copies tells how much of it was left.
     """
@@ -271,7 +271,7 @@ def main() -> None:
     found = measure(tensors, order, args.rounds)
     if args.compile:
         found["compile"] = {shape: measure_compiled(x, dz, args.rounds) for shape, (x, dz) in tensors.items()}
-    summary = summarise(found, order, args.layout, dtype.itemsize)
+    summary = summarize(found, order, args.layout, dtype.itemsize)
     print(json.dumps(summary, indent=1))
     if args.out:
         settings = {name: str(value) for name, value in vars(args).items() if name != "out"}

@@ -31,7 +31,7 @@ def chain(channels: int) -> nn.Sequential:
 
 
 def torchs(network: nn.Module) -> nn.Module:
-    """A copy of `network` with torch's BatchNorm2d and an in-place ReLU wherever it has our fused layer."""
+    """Copy `network`, with torch's BatchNorm2d and an in-place ReLU wherever it has our fused layer."""
     network = copy.deepcopy(network)
     for parent in list(network.modules()):
         for name, layer in list(parent._modules.items()):

@@ -27,7 +27,7 @@ def described(kept: bool = False) -> dict[str, str]:
 
 
 def cpu() -> str:
-    """The processor's name, where Linux tells it."""
+    """Return the processor's name, where Linux tells it."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())

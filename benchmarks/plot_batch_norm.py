@@ -11,7 +11,7 @@ from bench_batch_norm import PASSES
 
 RECORDS = Path(__file__).parents[1] / "records" / "kernels"
 NAMES = {"torch": "torch eager", "compile": "torch.compile", "ours": "batchnorm"}
-COLOURS = {"torch": "#9aa5b1", "compile": "#cfd6dd", "ours": "#2266aa"}
+COLORS = {"torch": "#9aa5b1", "compile": "#cfd6dd", "ours": "#2266aa"}
 
 
 HEAD = (
@@ -72,7 +72,7 @@ def draw(records: dict[str, dict], picture: Path) -> None:
         milliseconds = record["summary"]["ms"]
         shown = [c for c in NAMES if c in milliseconds]
         bars = axis.bar(
-            [NAMES[c] for c in shown], [milliseconds[c] for c in shown], color=[COLOURS[c] for c in shown], width=0.6
+            [NAMES[c] for c in shown], [milliseconds[c] for c in shown], color=[COLORS[c] for c in shown], width=0.6
         )
         axis.bar_label(bars, fmt="%.0f", padding=2)
         limit = milliseconds["copy"] * PASSES[record["layout"]] / 2
