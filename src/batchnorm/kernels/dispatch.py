@@ -109,7 +109,6 @@ def normalize(
     return activate(F.batch_norm(x, mean, var, weight, bias, training=False, eps=eps), activation, slope)
 
 
-@torch.no_grad()
 def update_running(running: Running, mean: Tensor, var: Tensor) -> bool | Tensor:
     """Move the running statistics in place: running += momentum * (batch - running).
 
@@ -126,7 +125,8 @@ def update_running(running: Running, mean: Tensor, var: Tensor) -> bool | Tensor
 
 
 def _move(running: Running, mean: Tensor, var: Tensor) -> bool | Tensor:
-    statistics = (running.mean, running.var, mean, var)
+    # Detached, not under no_grad: torch.export cannot load a program with a no_grad region that returns nothing.
+    statistics = (running.mean, running.var, mean.detach(), var.detach())
     eager = _is_eager(*statistics)
     if eager and bindings.installed() and bindings.are_per_channel(mean.numel(), *statistics):
         return bindings.update_running(*statistics, float(running.momentum))
