@@ -39,22 +39,22 @@ def test_normalizing_uses_the_biased_variance():
 def test_running_variance_is_unbiased():
     norm = layer(momentum=1.0)
     norm(X)
-    assert norm.running_var.item() == 2.0
+    assert norm.get_buffer("running_var").item() == 2.0
 
 
 def test_momentum_weighs_the_new_batch():
     norm = layer(momentum=0.25)
     norm(X)
-    assert norm.running_mean.item() == 0.5  # 0.75 * 0 + 0.25 * 2
-    assert norm.running_var.item() == 1.25  # 0.75 * 1 + 0.25 * 2
+    assert norm.get_buffer("running_mean").item() == 0.5  # 0.75 * 0 + 0.25 * 2
+    assert norm.get_buffer("running_var").item() == 1.25  # 0.75 * 1 + 0.25 * 2
 
 
 def test_momentum_none_is_the_cumulative_average():
     norm = layer(momentum=None)
     for shift in (0, 3, 6):
         norm(X + shift)
-    assert norm.running_mean.item() == pytest.approx(5.0)
-    assert norm.running_var.item() == pytest.approx(2.0)
+    assert norm.get_buffer("running_mean").item() == pytest.approx(5.0)
+    assert norm.get_buffer("running_var").item() == pytest.approx(2.0)
 
 
 def test_eps_is_inside_the_square_root():
@@ -88,7 +88,7 @@ def test_negative_slope_default():
     ],
 )
 def test_statistics_are_float32_at_least(dtype, kept):
-    assert layer().to(dtype).running_mean.dtype == kept
+    assert layer().to(dtype).get_buffer("running_mean").dtype == kept
     _, mean, var = dispatch.normalize_by_batch(X.to(dtype), None, None, 1e-5)
     assert mean.dtype == var.dtype == kept
 
@@ -103,7 +103,7 @@ def test_moments_m2_is_a_sum():
 def test_a_batch_that_is_not_finite_does_not_count():
     norm = layer()
     norm(X * float("inf"))
-    assert (norm.running_mean.item(), norm.running_var.item(), norm.num_batches_tracked.item()) == (0, 1, 0)
+    assert [buffer.item() for buffer in norm.buffers()] == [0, 1, 0]  # mean, variance, number of batches
 
 
 def test_one_value_per_channel():
@@ -115,4 +115,4 @@ def test_one_value_per_channel():
 def test_an_empty_batch_changes_nothing():
     norm = layer()
     assert norm(X[:0]).shape == (0, 1)
-    assert (norm.running_mean.item(), norm.running_var.item(), norm.num_batches_tracked.item()) == (0, 1, 0)
+    assert [buffer.item() for buffer in norm.buffers()] == [0, 1, 0]  # mean, variance, number of batches

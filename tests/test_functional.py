@@ -1,5 +1,7 @@
 """Test Algorithm 1 and its gradient against the float64 oracle."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -26,7 +28,10 @@ def draw(shape, dtype=torch.float64, seed=0):
 
 
 # float64: another order of summation. float32: 24 bits, of which x - mean loses a few.
-TOLERANCE = {torch.float64: {"rtol": 1e-9, "atol": 1e-10}, torch.float32: {"rtol": 2e-5, "atol": 2e-5}}
+TOLERANCE: dict[torch.dtype, dict[str, Any]] = {
+    torch.float64: {"rtol": 1e-9, "atol": 1e-10},
+    torch.float32: {"rtol": 2e-5, "atol": 2e-5},
+}
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
@@ -154,8 +159,9 @@ def test_an_empty_batch_gives_an_empty_output():
 
 @pytest.mark.parametrize("training", [True, False])
 def test_an_unknown_activation_is_named(training):
+    name: Any = "tanh"
     with pytest.raises(bn.BatchNormError, match="'relu', 'leaky_relu', 'sigmoid'; got 'tanh'"):
-        batch_norm(torch.zeros(2, 3), None, None, training=training, activation="tanh")
+        batch_norm(torch.zeros(2, 3), None, None, training=training, activation=name)
 
 
 def test_inference_without_statistics_is_refused():
@@ -192,8 +198,9 @@ def test_running_statistics_of_another_size_get_torchs_error(x, statistics, mess
 
 
 def test_only_layers_average_cumulatively():
+    missing: Any = None
     with pytest.raises(bn.BatchNormError, match="wants a number for momentum; got None"):
-        batch_norm(torch.randn(4, 3), torch.zeros(3), torch.ones(3), training=True, momentum=None)
+        batch_norm(torch.randn(4, 3), torch.zeros(3), torch.ones(3), training=True, momentum=missing)
 
 
 def test_running_statistics_are_no_parameters():

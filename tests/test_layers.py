@@ -4,6 +4,7 @@ import copy
 import io
 import pickle
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -43,7 +44,8 @@ def test_training_and_eval_agree_with_torch(name, options):
     for x in batches(shape, 3):
         torch.testing.assert_close(ours(x), theirs(x))
     torch.testing.assert_close(ours.state_dict(), theirs.state_dict())
-    ours.eval(), theirs.eval()
+    ours.eval()
+    theirs.eval()
     (x,) = batches(shape, 1)
     torch.testing.assert_close(ours(x), theirs(x))
 
@@ -58,7 +60,7 @@ def test_gradients_and_double_backward_agree_with_torch(name, options, training)
         x = batches(PAIRS[name][2], 1)[0].requires_grad_()
         inputs = [x, *layer.parameters()]
         first = torch.autograd.grad(layer(x).sin().sum(), inputs, create_graph=True)
-        second = torch.autograd.grad(sum(g.square().sum() for g in first), inputs)
+        second = torch.autograd.grad(torch.stack([g.square().sum() for g in first]).sum(), inputs)
         found.append((first, second))
     torch.testing.assert_close(*found)
 
@@ -68,8 +70,10 @@ def test_eval_output_after_some_steps_is_torchs(steps):
     # equinox's "batch" mode debiases a variance that starts at 1. That gives 102.6 after one step on a batch with 3.6.
     ours, theirs, shape = pair("2d")
     for x in batches(shape, steps):
-        ours(x), theirs(x)
-    ours.eval(), theirs.eval()
+        ours(x)
+        theirs(x)
+    ours.eval()
+    theirs.eval()
     (x,) = batches(shape, 1)
     torch.testing.assert_close(ours(x), theirs(x))
 
@@ -81,7 +85,8 @@ def test_activation_is_torchs_layer_then_torchs_activation(name, activation):
     ours.activation = activation
     after = getattr(torch.nn.functional, activation)
     for training in (True, False):
-        ours.train(training), theirs.train(training)
+        ours.train(training)
+        theirs.train(training)
         (x,) = batches(shape, 1)
         torch.testing.assert_close(ours(x), after(theirs(x)))
 
@@ -113,8 +118,7 @@ def test_momentum_none_averages_all_batches_equally():
     layer = bn.BatchNorm1d(1, momentum=None, dtype=torch.float64)
     for value in (1.0, 2.0, 6.0):
         layer(torch.tensor([[value], [value + 2]]).double())
-    assert layer.running_mean is not None
-    assert layer.running_mean.item() == pytest.approx(4.0)
+    assert layer.get_buffer("running_mean").item() == pytest.approx(4.0)
 
 
 @pytest.mark.parametrize("momentum", [0.1, None])
@@ -197,21 +201,18 @@ def test_a_bad_batch_is_left_out_of_a_compiled_layer():
     torch.compiler.reset()
     layer = bn.BatchNorm1d(2)
     torch.compile(layer, fullgraph=True, backend="aot_eager")(torch.full((4, 2), float("inf")))
-    assert layer.running_mean is not None
-    assert layer.num_batches_tracked is not None
-    assert layer.running_mean.tolist() == [0, 0]
-    assert layer.num_batches_tracked.item() == 0
+    assert layer.get_buffer("running_mean").tolist() == [0, 0]
+    assert layer.get_buffer("num_batches_tracked").item() == 0
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_low_precision_modules_keep_exact_float32_statistics(dtype):
     layer = bn.BatchNorm1d(1)
     layer(torch.full((64, 1), 100.0) + torch.arange(64.0)[:, None] / 64)
-    exact = layer.running_mean
+    exact = layer.get_buffer("running_mean")
     network = nn.Sequential(layer).to(dtype)
-    assert layer.running_mean is not None
-    assert layer.running_mean.equal(exact)
-    assert layer.running_mean.dtype == torch.float32
+    assert layer.get_buffer("running_mean").equal(exact)
+    assert layer.get_buffer("running_mean").dtype == torch.float32
     assert layer.weight.dtype == dtype
     assert network(torch.randn(4, 1, dtype=dtype)).dtype == dtype
 
@@ -222,8 +223,7 @@ def test_bfloat16_running_mean_reaches_the_truth():
     x = torch.tensor([[99.0], [101.0]], dtype=torch.bfloat16)
     for _ in range(200):
         layer(x)
-    assert layer.running_mean is not None
-    assert layer.running_mean.item() == pytest.approx(100, abs=1e-3)
+    assert layer.get_buffer("running_mean").item() == pytest.approx(100, abs=1e-3)
 
 
 @pytest.mark.parametrize("make", [
@@ -239,12 +239,11 @@ def test_loading_a_low_precision_checkpoint_by_assignment_keeps_float32_statisti
     state = nn.BatchNorm1d(2).bfloat16().state_dict()
     layer = bn.BatchNorm1d(2)
     layer.load_state_dict(state, assign=True)
-    assert layer.running_mean is not None
-    assert layer.running_mean.dtype == torch.float32
+    assert layer.get_buffer("running_mean").dtype == torch.float32
 
 
 def test_double_modules_have_double_statistics():
-    assert bn.BatchNorm1d(2).double().running_mean.dtype == torch.float64
+    assert bn.BatchNorm1d(2).double().get_buffer("running_mean").dtype == torch.float64
 
 
 def test_meta_device_then_to_empty():
@@ -278,8 +277,9 @@ def test_an_empty_batch_changes_nothing_and_warns_of_nothing():
 
 
 def test_unknown_activation_is_refused_at_construction():
+    name: Any = "gelu"
     with pytest.raises(bn.BatchNormError, match="got 'gelu'"):
-        bn.BatchNorm1d(2, activation="gelu")
+        bn.BatchNorm1d(2, activation=name)
 
 
 def test_torch_fx_takes_the_layer_as_a_leaf_as_torchs_own():
@@ -301,7 +301,7 @@ def test_a_traced_layer_leaves_a_bad_batch_out():
     good = torch.tensor([[1.0, 2.0], [3.0, 6.0]])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.jit.trace is deprecated
-        traced = torch.jit.trace(layer, good, check_trace=False)
+        traced: Any = torch.jit.trace(layer, good, check_trace=False)
     before = copy.deepcopy(traced.state_dict())
     traced(good * float("inf"))
     torch.testing.assert_close(traced.state_dict(), before, rtol=0, atol=0)

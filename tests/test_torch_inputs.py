@@ -2,6 +2,7 @@
 
 import warnings
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -23,11 +24,11 @@ OP = next(op for op in op_db if op.name == "nn.functional.batch_norm")
 MODULES = [info for info in module_db if info.module_cls in OURS]
 
 
-def detached(values):
+def detached(values) -> list[Any]:
     return [value.detach().clone() if isinstance(value, torch.Tensor) else value for value in values]
 
 
-def wide(value):
+def wide(value: Any) -> Any:
     return value.double() if isinstance(value, torch.Tensor) else value
 
 

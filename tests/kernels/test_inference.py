@@ -22,7 +22,7 @@ def test_inference_values(shape, activation, dtype, channels_last):
     x, weight, bias, _ = make(shape, dtype, channels_last)
     mean, var = torch.linspace(2, 4, shape[1]), torch.linspace(0.5, 5, shape[1])
     z = dispatch.normalize(x, mean, var, weight, bias, 1e-5, activation, SLOPE)
-    arrays = [to_numpy(t) for t in (x, weight, bias)]
+    arrays = to_numpy(x), to_numpy(weight), to_numpy(bias)
     want = reference.forward(*arrays, 1e-5, activation, SLOPE, to_numpy(mean), to_numpy(var))
     # The sigmoid is a torch operation after the kernel, so y, which is below 8, is rounded once more.
     once_more = 8 * TOLERANCE[dtype] / 4 if activation == "sigmoid" else 0

@@ -60,5 +60,6 @@ CROSS, QEMU = shutil.which("aarch64-linux-gnu-g++"), shutil.which("qemu-aarch64"
 @pytest.mark.skipif(CROSS is None or QEMU is None, reason="no cross compiler or emulator for aarch64")
 def test_the_same_loops_on_neon(driver):
     program = driver(CROSS, ["-O1"], ["-static"])
+    assert QEMU is not None
     done = subprocess.run([QEMU, program], capture_output=True, text=True, check=False)
     assert done.stdout == f"{EVERY_RUN}, one thread\n", done.stdout + done.stderr

@@ -52,7 +52,7 @@ def run(x, weight, bias, dz, activation, eps=1e-5):
 
 def check(x, weight, bias, dz, activation):
     z, mean, var, dx, dweight, dbias = run(x, weight, bias, dz, activation)
-    arrays = [to_numpy(t) for t in (x, weight, bias)]
+    arrays = to_numpy(x), to_numpy(weight), to_numpy(bias)
     forward = (*arrays, 1e-5)
     want = (
         reference.forward(*forward, activation, SLOPE),
