@@ -10,7 +10,7 @@ from batchnorm.cli import fold, kernels, main
 from batchnorm.cli.extras import EXTRAS
 from batchnorm.kernels import bindings
 
-NOT_FOR_NETWORKS = ["rich", "matplotlib", "torchvision", "PIL", "onnx", "onnxscript"]
+NOT_FOR_NETWORKS = ["rich", "matplotlib", "pydantic", "torchvision", "PIL", "onnx", "onnxscript"]
 
 
 @pytest.mark.parametrize(
@@ -30,7 +30,7 @@ def test_networks_need_torch_numpy_and_tyro_alone(arguments, tmp_path):
     assert done.stdout.startswith("name ")
 
 
-@pytest.mark.parametrize("package", ["tyro", "rich", "matplotlib"])
+@pytest.mark.parametrize("package", ["tyro", "rich", "matplotlib", "pydantic"])
 def test_a_missing_package_is_one_line_that_says_what_to_install(package, tmp_path):
     done = batchnorm("mnist", "--steps", 1, "--eval-every", 1, missing=[package], cwd=tmp_path)
     extra = "cli" if package == "tyro" else "paper"

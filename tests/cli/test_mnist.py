@@ -19,7 +19,7 @@ def test_a_run_ends_with_the_table_and_the_paths(run, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--lr", -1], "lr must be a positive number; got -1.0"),
+        (["--lr", -1], "--lr must be a number from 1e-30 to 1e+30; got -1.0"),
         (["--data", "nowhere"], "nowhere has neither train-images-idx3-ubyte"),
         (["--resume", "nowhere"], "nowhere is not the folder of a run"),
         (["--resume", "nowhere", "--lr", 1], "--resume nowhere continues with that run's own settings; give no others"),

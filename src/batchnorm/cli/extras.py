@@ -10,6 +10,7 @@ EXTRAS = {
     "tyro": "cli",
     "rich": "paper",
     "matplotlib": "paper",
+    "pydantic": "paper",
     "torchvision": "imagenet",
     "PIL": "imagenet",
     "safetensors": "files",

@@ -9,7 +9,7 @@ import tyro
 
 from ..errors import BatchNormError
 from ..memory import keep_memory
-from ..paper.mnist.config import MnistConfig, config_from_json, config_to_json
+from ..paper.mnist.config import MnistConfig, config_to_json
 from .kernels import warn_without_kernels
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ def command(
     from ..paper.mnist.experiment import load_data
     from ..paper.mnist.sweep import check_sweep
     from ..paper.training.run import Run
+    from ..paper.training.settings import digest
     from .mnist_training import train_arms, train_sweep
 
     warn_without_kernels()
@@ -59,7 +60,7 @@ def command(
             check_sweep(config)
         data = load_data(config)
         experiment = "sweep" if sweep else "mnist"
-        run = Run.create(out, experiment, config_to_json(config))
+        run = Run.create(out, experiment, config_to_json(config), digest(config, experiment))
     train = train_sweep if experiment == "sweep" else train_arms
     with run.claimed():
         train(config, data, run)
@@ -68,8 +69,9 @@ def command(
 def _open(folder: Path) -> tuple[Run, str, MnistConfig]:
     """Return the run in `folder`, its experiment and its settings."""
     from ..paper.training.run import Run
+    from ..paper.training.settings import saved_settings
 
     run, experiment, saved = Run.open(folder)
     if experiment not in ("mnist", "sweep"):
         raise BatchNormError(f"{folder} is a run of {experiment!r}; batchnorm mnist resumes its own")
-    return run, experiment, config_from_json(saved)
+    return run, experiment, saved_settings(MnistConfig, saved, run.config, experiment)

@@ -62,7 +62,7 @@ def test_the_headers_of_shards_are_read_once_for_a_group_and_every_resume(shards
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (InceptionConfig("fashion", steps=0), "steps must be at least 1; got 0"),
+        (InceptionConfig("fashion", steps=0), "--steps must be an integer from 1 to .*; got 0"),
         (InceptionConfig("nowhere"), "--data nowhere is not a folder"),
     ],
 )

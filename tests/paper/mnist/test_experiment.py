@@ -16,13 +16,14 @@ from torch import nn
 
 import batchnorm as bn
 from batchnorm.paper.mnist.batches import Batches
-from batchnorm.paper.mnist.config import MnistConfig, config_from_json, config_to_json
+from batchnorm.paper.mnist.config import MnistConfig, config_to_json
 from batchnorm.paper.mnist.data import load_mnist
 from batchnorm.paper.mnist.experiment import ArmTraining, load_data, run_mnist
 from batchnorm.paper.mnist.network import network
 from batchnorm.paper.mnist.records import ARMS
 from batchnorm.paper.training.loop import train
 from batchnorm.paper.training.run import Run
+from batchnorm.paper.training.settings import saved_settings
 
 
 def ignore(row):
@@ -119,17 +120,18 @@ def test_a_run_that_another_process_writes_is_refused(tmp_path):
 
 
 def test_checkpoints_without_their_rows_are_named(tmp_path):
-    run, _ = run_short(tmp_path / "run", replace(SHORT, steps=20))
+    short = replace(SHORT, steps=20)
+    run, _ = run_short(tmp_path / "run", short)
     run.metrics.unlink()
     with pytest.raises(bn.BatchNormError, match=r"lacks rows of 'plain' before step 20.*remove .*checkpoint-plain\.pt"):
-        run_mnist(SHORT, DATA, run, ignore, Event())
+        run_mnist(short, DATA, run, ignore, Event())
 
 
 def test_the_datas_path_is_kept_absolute(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     saved = config_to_json(replace(SHORT, data=Path("idx")))
     assert saved["data"] == str(tmp_path / "idx")
-    assert config_from_json(saved).data == tmp_path / "idx"
+    assert saved_settings(MnistConfig, saved, tmp_path / "config.json").data == tmp_path / "idx"
 
 
 def test_a_stopped_run_resumes_to_the_same_bits(finished, tmp_path):
@@ -142,16 +144,17 @@ def test_a_stopped_run_resumes_to_the_same_bits(finished, tmp_path):
     assert {row["step"] for row in rows if row["arm"] == "plain"} == {0, 20, 40}
     resumed, experiment, saved = Run.open(run.folder)
     assert experiment == "mnist"
-    assert config_from_json(saved) == SHORT
+    assert saved_settings(MnistConfig, saved, run.config, experiment) == SHORT
     assert run_mnist(SHORT, DATA, resumed, ignore, Event()) == finished[1]
     assert run.metrics.read_bytes() == finished[0].metrics.read_bytes()
 
 
 def test_rows_after_the_checkpoint_and_a_torn_line_are_measured_again(finished, tmp_path):
-    run, _ = run_short(tmp_path / "run", replace(SHORT, steps=20))
+    stop = Event()
+    run, _ = run_short(tmp_path / "run", report=lambda row: stop.set() if row["step"] == 20 else None, stop=stop)
     with run.metrics.open("a") as file:
         file.write(
-            '{"step": 40, "arm": "bn", "loss": 9.0, "test_accuracy": 0.0, "p15": 0, "p50": 0, "p85": 0}\n{"step"'
+            '{"step": 40, "arm": "plain", "loss": 9.0, "test_accuracy": 0.0, "p15": 0, "p50": 0, "p85": 0}\n{"step"'
         )
     assert run_mnist(SHORT, DATA, run, ignore, Event()) == finished[1]
 
@@ -201,11 +204,12 @@ def test_ctrl_c_leaves_a_plotted_partial_run_and_says_how_to_go_on(tmp_path):
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path):
-    run, _ = run_short(tmp_path / "run", replace(SHORT, steps=20))
+    short = replace(SHORT, steps=20)
+    run, _ = run_short(tmp_path / "run", short)
     path = run.folder / "checkpoint-bn.pt"
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(bn.BatchNormError, match=r"checkpoint-bn\.pt is damaged \(.*\): remove it"):
-        run_mnist(SHORT, DATA, run, ignore, Event())
+        run_mnist(short, DATA, run, ignore, Event())
 
 
 @pytest.mark.filterwarnings("ignore:.*not finite:RuntimeWarning")
@@ -220,13 +224,13 @@ def test_divergence_is_recorded_not_a_crash(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"steps": 0}, "steps must be at least 1; got 0"),
-        ({"eval_every": 0}, "eval-every must be at least 1; got 0"),
-        ({"threads": 0}, "threads must be at least 1; got 0"),
-        ({"lr": 0.0}, "lr must be a positive number; got 0.0"),
-        ({"lr": float("nan")}, "lr must be a positive number; got nan"),
-        ({"std": -1.0}, "std must be a positive number; got -1.0"),
-        ({"batch_size": 1}, "batch size 1 does not fit 60000"),
+        ({"steps": 0}, r"--steps must be an integer from 1 to 1,000,000,000,000; got 0"),
+        ({"eval_every": 0}, r"--eval-every must be an integer from 1 to .*; got 0"),
+        ({"threads": 0}, r"--threads must be an integer from 1 to 1,024; got 0"),
+        ({"lr": 0.0}, r"--lr must be a number from 1e-30 to 1e\+30; got 0\.0"),
+        ({"lr": float("nan")}, r"--lr must be a number from 1e-30 to 1e\+30; got NaN"),
+        ({"std": -1.0}, r"--std must be a number from 1e-30 to 1e\+30; got -1\.0"),
+        ({"batch_size": 1}, r"--batch-size must be an integer from 2 to 1,000,000; got 1"),
     ],
 )
 def test_settings_that_cannot_run_are_refused(change, message):

@@ -12,6 +12,7 @@ from ...errors import BatchNormError
 from ..training.rows import Row, read_rows
 from ..training.run import Run
 from .jobs import EVALUATIONS, Job, runs
+from .records import EvaluationRow, TrainingRow
 from .variants import BY_NAME, INCEPTION, rescaled
 
 # Fig. 3: steps to a top-1 of 72.2 %, and the best top-1. Where the paper gives no number, its words.
@@ -82,12 +83,19 @@ def read_records(folders: Sequence[Path]) -> list[Record]:
     """Read the records of runs, and of folders of runs. Leave out runs without any measurement.
 
     Raises:
-        BatchNormError: A folder is not a run of batchnorm inception, or no run has a measurement.
+        BatchNormError: A folder is not a run of batchnorm inception, its records are damaged, or it has no accuracy.
     """
-    found = [Record(job, Run(job.folder).rows(), read_rows(job.folder / EVALUATIONS)) for job in runs(folders)]
+    found = [
+        Record(job, Run(job.folder).rows(TrainingRow), read_rows(job.folder / EVALUATIONS, EvaluationRow))
+        for job in runs(folders)
+    ]
     if not any(record.rows for record in found):
         raise BatchNormError(f"{found[0].job.folder} has no records yet; train it first")
-    return [record for record in found if record.rows]
+    found = [record for record in found if record.rows]
+    for record in found:
+        if all(row.get("top1") is None for row in record.rows):
+            raise BatchNormError(f"{Run(record.job.folder).metrics} has no accuracy, top1, in any row; train it first")
+    return found
 
 
 def by_variant(records: Sequence[Record]) -> dict[str, list[Record]]:

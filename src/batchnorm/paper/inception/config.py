@@ -1,15 +1,22 @@
-"""The settings of one run of Sec. 4.2, beside the variant. Nothing here imports torch."""
+"""The settings of one run of Sec. 4.2, beside the variant. Nothing here imports torch or pydantic."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from ..training.bounds import Bounds, Count, Positive, Seed, Threads, Workers
 
 # A Literal, so that the command's help lists the names. A test compares it with the variants.
 VariantName = Literal[
     "inception", "bn-baseline", "bn-x5", "bn-x30", "bn-x5-sigmoid", "inception-x5", "inception-sigmoid", "ensemble-1",
     "ensemble-2", "ensemble-3", "ensemble-4", "ensemble-5", "ensemble-6", "all", "ensemble",
 ]  # fmt: skip
+
+# Types of the settings that `settled` chooses, if they are None.
+DecayEvery = Annotated[float, Bounds(1e-6, 1e9)]
+Size = Annotated[int, Bounds(8, 2048)]
+Width = Annotated[float, Bounds(1e-3, 16.0)]
 
 
 @dataclass(frozen=True)
@@ -18,21 +25,21 @@ class InceptionConfig:
 
     data: str = ""
     """Folder with train and val, as class folders or as WebDataset shards; or fashion, for Fashion-MNIST."""
-    steps: int | None = None
+    steps: Count | None = None
     """Number of mini-batches. By default the paper's: 31 million, or 6 million with the recipe; 3,000 for fashion."""
-    lr: float | None = None
+    lr: Positive | None = None
     """Learning rate of the plain Inception: 0.0015, or 0.04 for fashion. The variants keep the paper's ratios to it."""
-    decay_every: float | None = None
+    decay_every: DecayEvery | None = None
     """Epochs between two decays of the learning rate by 4 %: 8, or 0.1 for fashion. The recipe divides it by 6."""
-    batch_size: int = 32
+    batch_size: Annotated[int, Bounds(2, 10**6)] = 32
     """Number of images in the mini-batch of one process."""
-    seed: int = 1
+    seed: Seed = 1
     """Seed of the initial weights, of the order of the images and of their distortions."""
-    eval_every: int | None = None
+    eval_every: Count | None = None
     """Steps between two measurements on the validation images. By default a fiftieth of the steps."""
-    size: int | None = None
+    size: Size | None = None
     """Side of the network's input images, in pixels: 224, or 28 for fashion."""
-    width: float | None = None
+    width: Width | None = None
     """Factor on every width of Fig. 5: 1, or 1/8 for fashion."""
     modules: tuple[str, ...] | None = None
     """Modules of Fig. 5: all, or 3c 4a 4e 5b for fashion."""
@@ -42,11 +49,11 @@ class InceptionConfig:
     """Store images and feature maps with the channels last."""
     compile: bool = False
     """Pass the network through torch.compile."""
-    workers: int | None = None
+    workers: Workers | None = None
     """Processes that read images, for each process that trains. By default one per core, none for fashion."""
-    threads: int | None = None
+    threads: Threads | None = None
     """CPU threads of torch. By default one per core; under torchrun the processes of a machine share its cores."""
-    checkpoint_minutes: float = 5.0
+    checkpoint_minutes: Annotated[float, Bounds(1e-9, 1e9)] = 5.0
     """Minutes between two checkpoints. A kill loses at most this much work."""
-    max_damaged: int = 100
+    max_damaged: Annotated[int, Bounds(0, 10**12)] = 100
     """Number of unreadable images to skip. One more ends the run with an error."""

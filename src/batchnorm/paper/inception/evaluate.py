@@ -15,11 +15,14 @@ from ..images.interface import Images
 from ..images.loader import evaluation_batches
 from ..images.normalize import normalize
 from ..images.sources import check_classes, open_images
+from ..training.checkpoint import load_tensors
 from ..training.processes import ALONE
 from ..training.rows import Row
 from ..training.run import Run
 from .jobs import CHECKPOINT, Job
+from .records import TrainingHeader
 from .scores import count_hits
+from .settled import run_digest
 from .trainer import build_network
 
 LOG = logging.getLogger(__name__)
@@ -39,15 +42,19 @@ def load_network(job: Job, folded: bool) -> tuple[nn.Module, tuple[str, ...]]:
         folded: fold every BN into its neighbors (Alg. 2, line 11).
 
     Raises:
-        BatchNormError: The run has no checkpoint, or a damaged one.
+        BatchNormError: The run has no checkpoint, or one that is damaged, of other settings or of another network.
         Diverged: The network's parameters are not finite.
     """
-    state = Run(job.folder).checkpoint(CHECKPOINT).load()
+    checkpoint = Run(job.folder).checkpoint(CHECKPOINT, run_digest(job.config, job.variant), TrainingHeader)
+    state = checkpoint.load()
     if state is None:
         raise BatchNormError(f"{job.folder} has no checkpoint to evaluate; train it first")
     classes, channels, size = tuple(state["classes"]), state["channels"], job.config.size
     model = build_network(job.config, job.variant, len(classes), channels).eval()
-    model.load_state_dict(state["model"])
+    try:
+        load_tensors(model, state.get("model"))
+    except BatchNormError as error:
+        raise BatchNormError(f"{checkpoint.path}: {error}") from error
     if not all(parameter.isfinite().all() for parameter in model.parameters()):
         raise Diverged(f"{job.folder} has diverged: its parameters are not finite")
     if folded and job.variant.batch_norm:

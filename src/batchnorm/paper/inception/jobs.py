@@ -11,11 +11,12 @@ from ...errors import BatchNormError
 from ..images.sources import has_index, open_both, save_index
 from ..training.processes import launched, restarted
 from ..training.run import Run, new_folder
+from ..training.settings import saved_settings
+from ..training.validation import shown
 from .config import InceptionConfig, VariantName
-from .settled import Settled, settled
+from .settled import EXPERIMENT, Settled, check_network, run_digest, settled
 from .variants import BY_NAME, ENSEMBLE, VARIANTS, Variant
 
-EXPERIMENT = "inception"
 CHECKPOINT = "training"  # name in the run folder
 EVALUATIONS = "evaluations.jsonl"  # one row for each evaluated run or ensemble
 GROUPS = {"all": VARIANTS, "ensemble": ENSEMBLE}
@@ -93,18 +94,25 @@ def resumed_jobs(folder: Path) -> list[Job]:
 
 
 def resumed_job(folder: Path) -> Job:
-    """Return the job of one run's folder."""
-    _, experiment, saved = Run.open(folder)
+    """Return the job of one run's folder.
+
+    Raises:
+        BatchNormError: It is of another experiment, or a setting is missing, unknown, out of bounds or edited.
+    """
+    run, experiment, saved = Run.open(folder)
     if experiment != EXPERIMENT:
         raise BatchNormError(f"{folder} is a run of {experiment!r}; wanted one of batchnorm inception")
+    name = saved.pop("variant", None)
+    if not isinstance(name, str) or name not in BY_NAME:
+        raise BatchNormError(f"{run.config}: variant must be one of {', '.join(BY_NAME)}; got {shown(name)}")
+    config = saved_settings(Settled, saved, run.config, EXPERIMENT, name)
+    if not config.data:
+        raise BatchNormError(f'{run.config}: data must be a folder, or fashion; got ""')
     try:
-        variant = BY_NAME[saved.pop("variant")]
-        saved["modules"] = tuple(saved["modules"])
-        config = Settled(**saved)
-    except (TypeError, KeyError) as error:
-        message = f"{folder / 'config.json'} has other settings than this version of batchnorm: {error}"
-        raise BatchNormError(message) from error
-    return Job(variant, config, folder)
+        check_network(config)
+    except BatchNormError as error:
+        raise BatchNormError(f"{run.config}: {error}") from error
+    return Job(BY_NAME[name], config, folder)
 
 
 def runs(folders: Sequence[Path]) -> list[Job]:
@@ -140,5 +148,6 @@ def _new_job(variant: Variant, config: Settled, out: Path | None) -> Job:
     saved = asdict(config)
     if config.data != "fashion":
         saved["data"] = str(Path(config.data).resolve())  # The run may be resumed from another folder.
-    run = Run.create(out, EXPERIMENT, {"variant": variant.name, **saved})
+    kept = {"variant": variant.name, **saved}
+    run = Run.create(out, EXPERIMENT, kept, run_digest(config, variant))
     return Job(variant, config, run.folder)

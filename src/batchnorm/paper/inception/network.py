@@ -70,7 +70,8 @@ class Inception(nn.Module):
         modules: rows of Fig. 5, in order.
 
     Raises:
-        BatchNormError: A module or activation is unknown, or the width leaves a layer without feature maps.
+        BatchNormError: A module or activation is unknown, a module comes twice, or the width leaves a layer without
+            feature maps.
     """
 
     def __init__(
@@ -203,6 +204,8 @@ def _stem(block: _Block, channels: int, size: int, width: float, lrn: bool) -> t
 
 def _rows(modules: tuple[str, ...], width: float) -> list[Row]:
     _check_known("modules", modules, MODULES)
+    if len(set(modules)) < len(modules):
+        raise BatchNormError(f"modules: each at most once; got {' '.join(modules)}")
     table = {row.name: row for row in TABLE}
     return [_scaled_row(table[name], width) for name in modules]
 

@@ -7,11 +7,13 @@ from dataclasses import dataclass, field
 import torch
 
 from ...errors import BatchNormError
-from ..training.settings import check_settings
-from .config import InceptionConfig
+from ..training.bounds import Count, Positive
+from ..training.settings import check_settings, digest
+from .config import DecayEvery, InceptionConfig, Size, Width
 from .network import MODULES, SMALL, Inception
 from .variants import DECAY_EVERY, INCEPTION, Variant
 
+EXPERIMENT = "inception"
 # For Fashion-MNIST. The rate is the plain network's best in the sweep of records/inception-fashion. The decay gives the
 # default run of 1.6 epochs 16 decays, and 96 with the recipe.
 FASHION_LR = 0.04
@@ -22,12 +24,12 @@ FASHION_DECAY_EVERY = 0.1
 class Settled(InceptionConfig):
     """The settings of one run with every value chosen. `settled` makes them."""
 
-    steps: int = field(kw_only=True)
-    lr: float = field(kw_only=True)
-    decay_every: float = field(kw_only=True)
-    eval_every: int = field(kw_only=True)
-    size: int = field(kw_only=True)
-    width: float = field(kw_only=True)
+    steps: Count = field(kw_only=True)
+    lr: Positive = field(kw_only=True)
+    decay_every: DecayEvery = field(kw_only=True)
+    eval_every: Count = field(kw_only=True)
+    size: Size = field(kw_only=True)
+    width: Width = field(kw_only=True)
     modules: tuple[str, ...] = field(kw_only=True)
 
     @property
@@ -40,19 +42,26 @@ def settled(config: InceptionConfig, variant: Variant) -> Settled:
     """Return the settings with every value chosen.
 
     Raises:
-        BatchNormError: the first setting that is out of range.
+        BatchNormError: The first setting that is of another type or out of bounds.
     """
     if not config.data:
         raise BatchNormError("name the images: --data FOLDER, or --data fashion for Fashion-MNIST")
+    check_settings(config)
     given = {name: value for name, value in vars(config).items() if value is not None}
     chosen = Settled(**{**_defaults(config, variant), **given})
-    smallest = {
-        "steps": 1, "eval_every": 1, "batch_size": 2, "seed": 0, "size": 8, "max_damaged": 0,
-        "workers": 0, "threads": 1}  # fmt: skip
-    check_settings(chosen, smallest, ("lr", "decay_every", "width", "checkpoint_minutes"))
-    with torch.device("meta"):  # the network checks its own settings; on this device it takes no memory
-        Inception(size=chosen.size, width=chosen.width, modules=chosen.modules)
+    check_network(chosen)
     return chosen
+
+
+def check_network(config: Settled) -> None:
+    """Raise BatchNormError if the network cannot be built from its size, width and modules."""
+    with torch.device("meta"):  # on this device it takes no memory
+        Inception(size=config.size, width=config.width, modules=config.modules)
+
+
+def run_digest(config: Settled, variant: Variant) -> str:
+    """Return the digest of what decides the numbers of a run."""
+    return digest(config, EXPERIMENT, variant.name)
 
 
 def _defaults(config: InceptionConfig, variant: Variant) -> dict[str, object]:

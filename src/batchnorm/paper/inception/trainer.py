@@ -20,14 +20,16 @@ from ..images.interface import Images
 from ..images.loader import Batch, ImageBatches, evaluation_batches
 from ..images.normalize import normalize
 from ..images.waiting import WaitTimer
+from ..training.checkpoint import load_tensors
 from ..training.loop import train
 from ..training.processes import Processes
 from ..training.rows import Row
 from ..training.run import Run
 from .jobs import CHECKPOINT
 from .network import Inception
+from .records import TrainingHeader, TrainingRow
 from .scores import count_hits
-from .settled import Settled
+from .settled import Settled, run_digest
 from .variants import SGD_MOMENTUM, Variant, learning_rate, rescaled
 
 LOG = logging.getLogger(__name__)
@@ -145,13 +147,34 @@ class Trainer:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Resume from a state that `state` returned. Warn if the number of processes has changed."""
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        """Resume from a state that `state` returned. Warn if the number of processes has changed.
+
+        Raises:
+            BatchNormError: The state is of another network, or of other images.
+        """
+        images = self.batches.source
+        if (list(state["classes"]), state["channels"]) != (list(images.classes), images.channels):
+            raise BatchNormError("classes and channels must be those of the training images")
+        load_tensors(self.model, state.get("model"))
+        self._load_momentum(state.get("optimizer"))
         self.step = state["step"]
         before, now = state.get("processes", self.processes.world_size), self.processes.world_size
         if before != now and self.processes.rank == 0:
             LOG.warning("this run had %d processes and now has %d: its mini-batches and epochs change", before, now)
+
+    def _load_momentum(self, saved: object) -> None:
+        """Load SGD's momentum. The learning rate and the weight decay are the settings', not the file's."""
+        momentum = saved.get("state") if isinstance(saved, dict) else None
+        if not isinstance(momentum, dict):
+            raise BatchNormError("optimizer must be the state of SGD")
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        shapes = {number: parameter.shape for number, parameter in enumerate(parameters)}
+        for number, values in momentum.items():
+            buffer = values.get("momentum_buffer") if isinstance(values, dict) else None
+            if not isinstance(buffer, Tensor) or buffer.shape != shapes.get(number):
+                raise BatchNormError(f"optimizer's momentum of parameter {number!r} does not fit the network")
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": momentum, "param_groups": groups})
 
     def prepared(self, stream: Iterator[Batch], skip_empty: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield normalized images and labels on the network's device. Log the damaged images.
@@ -217,14 +240,14 @@ def run_variant(
         progress: called after each step with the number of steps done and the loss.
 
     Raises:
-        BatchNormError: Too many images are damaged.
+        BatchNormError: Too many images are damaged, or the records or the checkpoint are damaged or of other settings.
         StorageError: The run's folder cannot be written.
     """
     checkpoint = None
     if run is not None:
-        checkpoint = run.checkpoint(CHECKPOINT)
+        checkpoint = run.checkpoint(CHECKPOINT, run_digest(trainer.config, trainer.variant), TrainingHeader)
         reached = (checkpoint.load() or {"step": -1})["step"]
-        run.replace_rows([row for row in run.rows() if row["step"] <= reached])
+        run.replace_rows([row for row in run.rows(TrainingRow) if row["step"] <= reached])
 
     def record(row: Row) -> None:
         if run is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from threading import Event
 from typing import Any
 
@@ -11,18 +11,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...errors import BatchNormError
+from ..training.checkpoint import Checkpoint, load_tensors
 from ..training.loop import train
 from ..training.rows import Row
 from ..training.run import Run
-from ..training.settings import check_settings
+from ..training.settings import check_settings, digest
 from .batches import Batches
 from .config import MnistConfig
 from .data import Mnist, load_mnist
 from .measure import measure
 from .network import network
 from .parallel import in_parallel
-from .records import ARMS
+from .records import ARMS, ArmRow
 
+EXPERIMENT = "mnist"
 UNIT = 0  # the "typical" sigmoid of Fig. 1 (b, c), chosen before any result was seen
 
 
@@ -32,7 +34,7 @@ def load_data(config: MnistConfig) -> Mnist:
     Raises:
         BatchNormError: The first setting that is out of range, or data that cannot be read.
     """
-    check_settings(config, {"steps": 1, "eval_every": 1, "threads": 1, "seed": 0}, ("lr", "std"))
+    check_settings(config)
     data = load_mnist(config.data)
     Batches(len(data.train_images), config.batch_size, config.seed)
     return data
@@ -74,8 +76,12 @@ class ArmTraining:
         return {"model": self.model.state_dict()}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Load the parameters and buffers that `state` returned."""
-        self.model.load_state_dict(state["model"])
+        """Load the parameters and buffers that `state` returned.
+
+        Raises:
+            BatchNormError: They are not those of this network.
+        """
+        load_tensors(self.model, state.get("model"))
 
 
 def run_mnist(config: MnistConfig, data: Mnist, run: Run, report: Callable[[Row], None], stop: Event) -> list[Row]:
@@ -89,10 +95,11 @@ def run_mnist(config: MnistConfig, data: Mnist, run: Run, report: Callable[[Row]
         stop: Set it, and both arms end at their next step with a checkpoint. Ctrl-C sets it.
 
     Raises:
-        BatchNormError: A checkpoint is damaged, or rows before it are missing.
+        BatchNormError: A row or a checkpoint is damaged or of other settings, or rows before a checkpoint are missing.
         StorageError: The run folder cannot be written.
     """
-    run.replace_rows(_rows_to_keep(run, config))
+    checkpoints = {arm: run.checkpoint(arm, digest(config, EXPERIMENT)) for arm in ARMS}
+    run.replace_rows(_rows_to_keep(run, config, checkpoints))
 
     def train_arm(arm: str) -> None:
         def record(row: Row) -> None:
@@ -100,7 +107,7 @@ def run_mnist(config: MnistConfig, data: Mnist, run: Run, report: Callable[[Row]
             run.append(row)
             report(row)
 
-        train(ArmTraining(config, arm, data), record, stop, run.checkpoint(arm))
+        train(ArmTraining(config, arm, data), record, stop, checkpoints[arm])
 
     in_parallel(train_arm, ARMS, config.threads, stop)
     rows = sorted(run.rows(), key=lambda row: (row["step"], ARMS.index(row["arm"])))
@@ -108,21 +115,21 @@ def run_mnist(config: MnistConfig, data: Mnist, run: Run, report: Callable[[Row]
     return rows
 
 
-def _rows_to_keep(run: Run, config: MnistConfig) -> list[Row]:
+def _rows_to_keep(run: Run, config: MnistConfig, checkpoints: Mapping[str, Checkpoint]) -> list[Row]:
     """Return the rows up to each arm's checkpoint. The loop measures the later ones again.
 
     Raises:
         BatchNormError: A row before a checkpoint is missing. Nothing would measure it again.
     """
-    rows = run.rows()
+    rows = run.rows(ArmRow)
     kept = []
-    for arm in ARMS:
-        reached = (run.checkpoint(arm).load() or {"step": -1})["step"]
+    for arm, checkpoint in checkpoints.items():
+        reached = (checkpoint.load() or {"step": -1})["step"]
         own = [row for row in rows if row["arm"] == arm and row["step"] <= reached]
         if len(own) < len(range(0, reached + 1, config.eval_every)):
             raise BatchNormError(
                 f"{run.metrics} lacks rows of {arm!r} before step {reached}, where its checkpoint is; "
-                f"remove {run.checkpoint(arm).path} to train it from the start"
+                f"remove {checkpoint.path} to train it from the start"
             )
         kept += own
     return kept

@@ -2,13 +2,38 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from statistics import mean
+from typing import Annotated, Literal
 
+from ..training.bounds import Bounds, Finite, Positive, Share, Step
 from ..training.rows import Row
 
 LABELS = {"plain": "without BN", "bn": "with BN"}
 ARMS = tuple(LABELS)
 PERCENTILES = (15, 50, 85)  # of the input of one sigmoid, Fig. 1 (b, c)
+
+
+@dataclass(frozen=True)
+class ArmRow:
+    """The fields of one measurement. A number that was not finite is None."""
+
+    step: Step
+    arm: Literal["plain", "bn"]
+    loss: Finite | None
+    test_accuracy: Share
+    p15: Finite | None
+    p50: Finite | None
+    p85: Finite | None
+
+
+@dataclass(frozen=True)
+class SweepRow(ArmRow):
+    """The fields of one training of the sweep."""
+
+    lr: Positive
+    std: Positive
+    seed: Annotated[int, Bounds(0, 2**64 - 1)]  # the last may be above the largest of the settings
 
 
 def last_step(rows: list[Row], arm: str) -> int:

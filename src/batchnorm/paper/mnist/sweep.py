@@ -17,7 +17,7 @@ from .config import MnistConfig
 from .data import Mnist
 from .experiment import ArmTraining
 from .parallel import in_parallel
-from .records import ARMS, LABELS, grid_means
+from .records import ARMS, LABELS, SweepRow, grid_means
 
 LRS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 STDS = (0.01, 0.03, 0.1, 0.3, 1.0)
@@ -59,10 +59,10 @@ def run_sweep(base: MnistConfig, data: Mnist, run: Run, report: Callable[[Row], 
         stop: Set it to end the sweep at once. Trainings that have not ended leave no row. Ctrl-C sets it.
 
     Raises:
-        BatchNormError: A line of the records is damaged.
+        BatchNormError: A line of the records is damaged or no row of a sweep.
         StorageError: The run folder cannot be written.
     """
-    rows = run.rows()
+    rows = run.rows(SweepRow)
     run.replace_rows(rows)  # drops a last line that a kill cut short
     done = set(map(_setting, rows))
     jobs = [setting for setting in settings(base) if setting not in done]

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from ...errors import BatchNormError
 from .checkpoint import Checkpoint
 from .processes import ALONE, Processes
 from .rows import Row
@@ -126,7 +127,10 @@ def _restore(training: Trainable, checkpoint: Checkpoint | None, processes: Proc
     state = processes.share(lambda: checkpoint.load() if checkpoint is not None else None)
     if state is None:
         return 0, False
-    training.restore(state)
+    try:
+        training.restore(state)
+    except BatchNormError as error:
+        raise BatchNormError(f"{checkpoint.path if checkpoint else 'the checkpoint'}: {error}") from error
     return state["step"], state.get("diverged", False)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from ...errors import BatchNormError, StorageError
 from ...files import read_regular
 from .atomic import write_atomically
+from .validation import checked, shown
 
 Row = dict[str, Any]
 MOST_BYTES = 2**30  # of a file of records
@@ -43,21 +44,21 @@ def append_row(path: Path, row: Row) -> None:
         raise StorageError(f"cannot write {path}: {error}") from error
 
 
-def read_rows(path: Path) -> list[Row]:
+def read_rows(path: Path, kind: type | None = None) -> list[Row]:
     """Return all rows, or none if there is no file. Ignore a last line that a kill cut short.
 
+    Arguments:
+        path: The file of JSON lines.
+        kind: A dataclass that declares types and bounds of a row's fields. By default a row may have any fields.
+
     Raises:
-        BatchNormError: Another line is damaged, or the file is no regular file, or has more than 1 GiB.
+        BatchNormError: Another line is damaged or no row of this kind. The message names file, line and field.
+            Or the file is no regular file, or has more than 1 GiB.
     """
     if not path.exists():
         return []
     lines = read_regular(path, MOST_BYTES).split(b"\n")[:-1]
-    rows = []
-    try:
-        rows += map(json.loads, lines)
-    except ValueError as error:  # bytes that are no JSON, or no UTF-8
-        raise BatchNormError(f"{path}, line {len(rows) + 1} is damaged; remove that line: {error}") from error
-    return rows
+    return [_read(line, f"{path}, line {number}", kind) for number, line in enumerate(lines, 1)]
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
@@ -67,6 +68,18 @@ def write_rows(path: Path, rows: Iterable[Row]) -> None:
         StorageError: The disk is full or the folder read-only.
     """
     write_atomically(path, "".join(map(_line, rows)))
+
+
+def _read(line: bytes, place: str, kind: type | None) -> Row:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:  # bytes that are no JSON, or no UTF-8
+        raise BatchNormError(f"{place} is damaged; remove that line: {error}") from error
+    if kind is not None:
+        checked(kind, row, place)
+    elif not isinstance(row, dict):
+        raise BatchNormError(f"{place} must be a JSON object; got {shown(row)}")
+    return row
 
 
 def _end_of_lines(file: FileIO) -> int:

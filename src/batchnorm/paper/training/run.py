@@ -13,7 +13,7 @@ from typing import Any
 from ...errors import BatchNormError, StorageError
 from ...files import read_regular
 from .atomic import make_folder, sync_folder, write_atomically
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, Header
 from .rows import Row, append_row, read_rows, write_rows
 from .versions import versions
 
@@ -39,21 +39,28 @@ class Run:
         self._append = threading.Lock()
 
     @classmethod
-    def create(cls, folder: Path | None, experiment: str, config: dict[str, Any]) -> Run:
+    def create(cls, folder: Path | None, experiment: str, config: dict[str, Any], digest: str | None = None) -> Run:
         """Create a run in `folder`. If that is None, take the first free of runs/EXPERIMENT-1, -2, ….
+
+        Arguments:
+            folder: A new or empty folder.
+            experiment: The name of the experiment.
+            config: The settings, as JSON values.
+            digest: The digest of the settings that decide the numbers. It shows a later edit.
 
         Raises:
             BatchNormError: `folder` exists and is not an empty folder.
             StorageError: It cannot be created or written.
         """
         folder = new_folder(folder, experiment)
-        saved = {"experiment": experiment, **config, "made_with": versions()}
+        kept = {} if digest is None else {"digest": digest}
+        saved = {"experiment": experiment, **config, **kept, "made_with": versions()}
         write_atomically(folder / "config.json", json.dumps(saved, indent=2, default=str) + "\n")
         return cls(folder)
 
     @classmethod
     def open(cls, folder: Path) -> tuple[Run, str, dict[str, Any]]:
-        """Return an existing run, the name of its experiment, and its settings.
+        """Return an existing run, the name of its experiment, and its settings. `saved_settings` checks them.
 
         Raises:
             BatchNormError: `folder` is not the folder of a run.
@@ -62,7 +69,7 @@ class Run:
             config = json.loads(read_regular(folder / "config.json", MOST_CONFIG_BYTES))
             experiment = config.pop("experiment")
             config.pop("made_with")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             why = error if isinstance(error, BatchNormError) else repr(error)
             raise BatchNormError(f"{folder} is not the folder of a run: {why}. Name one with a config.json.") from error
         return cls(folder), experiment, config
@@ -89,6 +96,11 @@ class Run:
             os.close(folder)
 
     @property
+    def config(self) -> Path:
+        """Return the path of the settings."""
+        return self.folder / "config.json"
+
+    @property
     def metrics(self) -> Path:
         """Return the path of the records."""
         return self.folder / "metrics.jsonl"
@@ -102,13 +114,16 @@ class Run:
         with self._append:
             append_row(self.metrics, row)
 
-    def rows(self) -> list[Row]:
+    def rows(self, kind: type | None = None) -> list[Row]:
         """Return all rows of the records, without a last line that a kill cut short.
 
+        Arguments:
+            kind: A dataclass that declares types and bounds of a row's fields.
+
         Raises:
-            BatchNormError: Another line is damaged.
+            BatchNormError: Another line is damaged or no row of this kind.
         """
-        return read_rows(self.metrics)
+        return read_rows(self.metrics, kind)
 
     def replace_rows(self, rows: Iterable[Row]) -> None:
         """Replace all records atomically.
@@ -118,9 +133,9 @@ class Run:
         """
         write_rows(self.metrics, rows)
 
-    def checkpoint(self, name: str) -> Checkpoint:
-        """Return the checkpoint of the training `name`."""
-        return Checkpoint(self.folder / f"checkpoint-{name}.pt", self.metrics)
+    def checkpoint(self, name: str, digest: str | None = None, header: type = Header) -> Checkpoint:
+        """Return the checkpoint of the training `name`, as `Checkpoint` describes it."""
+        return Checkpoint(self.folder / f"checkpoint-{name}.pt", digest, header, self.metrics)
 
 
 def new_folder(folder: Path | None, experiment: str) -> Path:
