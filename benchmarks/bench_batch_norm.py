@@ -1,14 +1,20 @@
-"""BN + ReLU of the 69 layers of BN-Inception at batch 32 (Fig. 5): torch eager, torch.compile and the fused kernels.
+"""Time BN + ReLU of the 69 layers of BN-Inception at batch 32 (Fig. 5): torch eager, torch.compile and our kernels.
 
-Every contender is checked against float64 before the clock starts. Then torch and ours take turns, network by network:
-a round is the training of all 69 layers with the one, in the order of the figure, and their inference, the same with
-the other, and copies of every layer's input, for the bandwidth; each round begins with another of the three. A layer so
-finds the caches as its own kind left them; right after another contender it would wait for that one's outputs to be
-written back. The median of the rounds counts; the spread beside it is from the 10th to the 90th percentile of the
-rounds' sums. The record holds every round, and the ratio of the rounds whose copies were fast and slow: on a shared
-machine others use the last-level cache too.
+Every contender is checked against float64 before the clock starts. A round has three turns, and each round starts with
+another one:
 
-torch.compile takes its turn after that, shape by shape, warm: it keeps few compiled programs at a time.
+- torch trains all 69 layers in the order of the figure, then runs their inference;
+- our layers do the same;
+- the input of every layer is copied, to measure the bandwidth.
+
+The contenders alternate network by network. A layer right after another contender would wait for that contender's
+outputs to be written back.
+
+The result is the median of the rounds. The spread is from the 10th to the 90th percentile of the sums of the rounds.
+The record holds every round. It also holds the ratios of the rounds with fast and with slow copies, because other users
+of a shared machine use its last-level cache too.
+
+torch.compile runs after that, shape by shape and warmed up, because it keeps few compiled programs at a time.
 """
 
 from __future__ import annotations
@@ -43,14 +49,13 @@ STRIDED = {"3c": (28, 128, 160, 64, 96), "4e": (14, 128, 192, 192, 256)}
 FORMATS = {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
-
 AXES = (0, 2, 3)
-# Of the largest value. float32: a few roundings; torch's channels-last sums lose more. bfloat16: half a unit of 8 bits.
+# Largest errors, relative to the largest value. float32: a few roundings, and more for torch's channels-last sums.
 ROUNDING = {"ours": 1e-6, "torch": 1e-4, "compile": 1e-4}
-HALF_A_UNIT = 2**-8
+HALF_A_UNIT = 2**-8  # bfloat16: half a unit in the last of its 8 bits
 
 Shape = tuple[int, int, int, int]
-Times = dict[str, list[float]]  # of a phase, in ms: round by round, each of the network's layers of a shape
+Times = dict[str, list[float]]  # phase: ms of each layer of one shape, round by round
 
 
 def layers() -> list[Shape]:
@@ -79,14 +84,14 @@ def with_any_affine(layer: nn.BatchNorm2d) -> nn.Module:
 
 
 def check(name: str, layer: nn.Module, x: Tensor, dz: Tensor) -> None:
-    """Raise unless training of a new layer, its gradients and inference are the paper's formulas in float64."""
+    """Exit unless output, gradients and inference of a new layer match the paper's formulas in float64."""
     wide = x.detach().double()
     gamma, beta = (p.detach().double()[:, None, None] for p in layer.parameters())
     var, mean = torch.var_mean(wide, AXES, correction=0, keepdim=True)
     rstd = (var + 1e-5).rsqrt()
     x_hat = (wide - mean) * rstd
     y = x_hat * gamma + beta
-    dz = torch.where(y.abs() < 1e-2, 0, dz)  # no gradient where rounding decides on which side of the kink y lies
+    dz = torch.where(y.abs() < 1e-2, 0, dz)  # no gradient where rounding decides the side of the kink
     z = layer(x)
     found = dict(zip(("dx", "dgamma", "dbeta"), torch.autograd.grad(z, [x, *layer.parameters()], dz), strict=True))
     with torch.no_grad():
@@ -121,7 +126,7 @@ def measure(
         for shape, layer in network.items():
             check(name, layer, *tensors[shape])
     for round_ in range(rounds + 1):
-        if round_ == 1:  # the first warmed up
+        if round_ == 1:  # the first round was the warm-up
             for of_shape in found.values():
                 for times in of_shape.values():
                     times.clear()
@@ -182,7 +187,7 @@ def since(start: float) -> float:
     return (time.perf_counter() - start) * 1e3
 
 
-PASSES = {"NCHW": 5, "NHWC": 8}  # over the tensor, forward and backward: the fewest that the layout allows
+PASSES = {"NCHW": 5, "NHWC": 8}  # over the tensor, forward and backward: the least that the layout allows
 
 
 def summarize(found: dict[str, dict[Shape, Times]], order: list[Shape], layout: str, element: int) -> dict:
@@ -222,7 +227,7 @@ def summarize(found: dict[str, dict[Shape, Times]], order: list[Shape], layout: 
 
 
 def round_sums(of_shape: dict[Shape, Times], order: list[Shape], *phases: str) -> list[float]:
-    """Of each round, the sum over the layers."""
+    """Return the sum over the layers for each round."""
     often = Counter(order)
     sums: dict[int, float] = defaultdict(float)
     for shape, times in of_shape.items():
@@ -232,7 +237,7 @@ def round_sums(of_shape: dict[Shape, Times], order: list[Shape], *phases: str) -
 
 
 def spread(values: list[float]) -> tuple[float, float]:
-    """10th and 90th percentile."""
+    """Return the 10th and the 90th percentile."""
     tenths = statistics.quantiles(values, n=10, method="inclusive")
     return tenths[0], tenths[-1]
 
@@ -253,7 +258,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=61)
-    parser.add_argument("--compile", action="store_true", help="torch.compile too, which takes minutes to compile")
+    parser.add_argument("--compile", action="store_true", help="time torch.compile too; compiling takes minutes")
     parser.add_argument("--out", type=Path, help="where to write the JSON")
     return parser.parse_args()
 
@@ -286,7 +291,7 @@ def main() -> None:
 
 
 def rounded(found: dict[str, dict[Shape, Times]]) -> dict:
-    """Every round, to a tenth of a microsecond."""
+    """Round every time to a tenth of a microsecond."""
     return {
         name: {
             "x".join(map(str, s)): {phase: [round(t, 4) for t in taken] for phase, taken in times.items()}

@@ -1,8 +1,8 @@
-"""Kernels between convolutions: chains conv -> BN -> ReLU -> conv, and a training step of BN-Inception (Fig. 5).
+"""Time our layers between convolutions: chains conv -> BN -> ReLU -> conv, and training steps of BN-Inception.
 
-Torch's layers against ours, which alternate in one process; median of the rounds. A convolution runs on torch's own
-threads: did a second pool spin beside them, a chain with our layers would lose more than its BN gains. So each row also
-counts the process's threads after each contender, and the seconds of CPU a second of the clock.
+Torch's layers and ours alternate in one process. The result is the median of the rounds. Convolutions run on torch's
+thread pool. A second pool beside it would cost a chain more than our BN gains, so each row also counts the threads of
+the process and its CPU seconds per second of time.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def step(network: nn.Module, x: Tensor) -> float:
 
 
 def check(ours: nn.Module, theirs: nn.Module, x: Tensor, tolerance: float) -> None:
-    """Raise unless a training step gives the same output and gradients, by their norms."""
+    """Exit unless the output and gradients of a training step agree, by their norms."""
     found = []
     for network in (ours, theirs):
         z = network(x)
@@ -64,16 +64,16 @@ def measure(name: str, network: nn.Module, x: Tensor, layout: str, rounds: int) 
     x = x.contiguous(memory_format=FORMATS[layout])
     ours = copy.deepcopy(network).to(memory_format=FORMATS[layout])  # pyright: ignore[reportCallIssue]
     pair = {"torch": torchs(ours), "ours": ours}
-    # A chain: torch's channels-last sums are off by up to 5e-5. In the whole network masks that rounding flips
-    # add up: torch's own gradients move by 2 % as the input changes by 1e-7.
+    # In a chain torch's channels-last sums have an error of up to 5e-5. In the whole network rounding flips masks, and
+    # the effects add up: torch's own gradients move by 2 % if the input changes by 1e-7.
     check(pair["ours"], pair["torch"], x, 1e-4 if name.startswith("chain") else 5e-2)
     seconds: dict[str, list[float]] = {which: [] for which in pair}
     threads, cpu = {}, dict.fromkeys(pair, 0.0)
     for round_ in range(rounds + 1):
-        for which, contender in list(pair.items())[:: 1 if round_ % 2 else -1]:  # forth and back
+        for which, contender in list(pair.items())[:: 1 if round_ % 2 else -1]:  # in alternating order
             before = time.process_time()
             taken = step(contender, x)
-            if round_:  # the first warms up
+            if round_:  # the first round is the warm-up
                 seconds[which].append(taken)
                 cpu[which] += time.process_time() - before
             threads[which] = len(list(Path("/proc/self/task").iterdir())) if Path("/proc/self/task").exists() else None

@@ -1,4 +1,4 @@
-"""What `keep_memory` is worth: training steps of BN + ReLU at large maps, each setting in a process of its own."""
+"""Time training steps of BN + ReLU on large maps with and without `keep_memory`, each in a process of its own."""
 
 from __future__ import annotations
 

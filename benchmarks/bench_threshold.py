@@ -27,10 +27,10 @@ from batchnorm.kernels import bindings, dispatch
 from batchnorm.kernels.activation import Activation
 
 FLAT = [(32, 4), (32, 32), (32, 64), (60, 100), (128, 64), (128, 128), (256, 128)]
-SHORT = [(256, 512, 3, 3), (128, 128, 14, 1), (65536, 3, 2, 2)]  # maps of fewer values than a vector has
+SHORT = [(256, 512, 3, 3), (128, 128, 14, 1), (65536, 3, 2, 2)]  # maps shorter than a vector
 MAPS = [(4, 16, 16, 16), (8, 16, 14, 14), (8, 32, 14, 14), (32, 32, 7, 7), (32, 64, 7, 7), (32, 128, 7, 7)]
 COMPILED = bindings._kernels
-CALLS = 40  # between two looks at the clock
+CALLS = 40  # between two readings of the clock
 Runs = dict[str, Callable[[], object]]
 
 
@@ -43,11 +43,11 @@ def seconds(run: Callable[[], object], by_kernel: bool) -> float:
 
 
 def compare(runs: Runs, rounds: int) -> dict[str, float]:
-    """Microseconds of the kernel, and how many times as long the others take."""
+    """Return the microseconds of the kernel, and the time of each other contender over the kernel's."""
     turns = [
         {name: seconds(runs[name], name == "kernel") for name in list(runs)[:: 1 if i % 2 else -1]}
         for i in range(rounds + 2)
-    ][2:]  # the first warm up
+    ][2:]  # the first two are the warm-up
     found = {name: statistics.median(t[name] / t["kernel"] for t in turns) for name in runs if name != "kernel"}
     return {"us": round(statistics.median(t["kernel"] for t in turns) / CALLS * 1e6, 1)} | {
         name: round(ratio, 3) for name, ratio in found.items()
@@ -69,7 +69,7 @@ def row(shape: tuple[int, ...], channels_last: bool, activation: Activation | No
     for phase, run in (("training", train), ("inference", infer)):
         for network in networks.values():
             network.train(phase == "training")
-        # Torch's sums of 262,144 values of a channel, channels last, are off by 3e-4.
+        # torch's channels-last sums of 262,144 values have an error of 3e-4.
         torch.testing.assert_close(run(ours, x, dz), run(theirs, x, dz), rtol=1e-3, atol=1e-4)
         found[phase] = compare({name: partial(run, network, x, dz) for name, network in networks.items()}, rounds)
     return {

@@ -1,4 +1,4 @@
-"""What a record says of its run beside the numbers."""
+"""Describe the machine and the versions for a benchmark record."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ import batchnorm as bn
 
 
 def described(kept: bool = False) -> dict[str, str]:
-    """Machine, versions, allocator (`kept`: what `keep_memory` gave), date, and commit, "-dirty" if files differ."""
+    """Return CPU, versions, allocator, date and commit ("-dirty" if files differ).
+
+    Arguments:
+        kept: what `keep_memory` returned.
+    """
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     commit = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
     return {

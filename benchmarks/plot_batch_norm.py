@@ -1,4 +1,4 @@
-"""The table and the picture of records/kernels, or of another folder: python benchmarks/plot_batch_norm.py [folder]."""
+"""Print the table and draw the picture of a folder of records: python benchmarks/plot_batch_norm.py [folder]."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def main() -> None:
 
 
 def table(records: dict[str, dict]) -> str:
-    """In Markdown, a row a record."""
+    """Return a Markdown table with one row per record."""
     rows = [HEAD, ["---"] * len(HEAD), *(row(name, record["summary"]) for name, record in records.items())]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
 

@@ -1,4 +1,4 @@
-"""The compiled loops of `csrc`. Tensors are passed by address; `batchnorm.kernels` answers for what lies there."""
+"""The compiled loops of `csrc`. Tensors are passed by address, and `bindings` guarantees dtype, layout and size."""
 
 class Problem:
     def __init__(
