@@ -188,3 +188,12 @@ def test_a_command_line_that_the_parser_refuses_does_not_reach_the_terminal_raw(
     assert done.returncode == 2
     assert b"\x1b[31m" not in done.stdout + done.stderr
     assert rb"\x1b[31m" in done.stderr
+
+
+def test_a_training_whose_reader_has_left_resumes(tmp_path):
+    arguments = f"mnist --steps 2 --eval-every 1 --threads 1 --out {tmp_path}/run"
+    done = shell(f'$PYTHON -c "$MAIN" {arguments} | true; echo ${{PIPESTATUS[0]}}')
+    assert (done.stdout, done.stderr) == (b"141\n", b"")
+    again = shell(f'$PYTHON -c "$MAIN" mnist --resume {tmp_path}/run')
+    assert (again.returncode, again.stderr) == (0, b"")
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 6

@@ -285,3 +285,13 @@ def test_an_index_that_is_no_file_is_not_used(tmp_path, make, kind):  # noqa: AR
     (tmp_path / "kept").mkdir()
     make(tmp_path / "kept" / "shards-val.npz")
     assert len(open_images(str(tmp_path), "val", tmp_path / "kept")) == 1
+
+
+def test_a_folder_that_cannot_be_read_is_one_line(tmp_path, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    (tmp_path / "cat").mkdir()
+    monkeypatch.setattr(os, "scandir", refuse)  # root may read every folder
+    with pytest.raises(bn.BatchNormError, match=r"cat cannot be read: Permission denied$"):
+        FolderImages(tmp_path)
