@@ -64,6 +64,9 @@ def test_fold_writes_tensors_for_the_same_network_without_batch_norm(run, tiny):
         ("3", "--input wants a shape with its batch axis, such as 1x3x224x224; got '3'"),
         ("1x-3x8", "--input wants a shape with its batch axis, such as 1x3x224x224; got '1x-3x8'"),
         ("0x3x8x8", "--input wants a shape with its batch axis, such as 1x3x224x224; got '0x3x8x8'"),
+        ("1x99999999999", "--input must have at most 2,147,483,648 values; got '1x99999999999'"),
+        (f"1x3x{'9' * 5000}", "--input must have at most 2,147,483,648 values; got '1x3x9999"),
+        ("1x٣", "--input wants a shape with its batch axis, such as 1x3x224x224; got '1x٣'"),
         ("1x5x8x8", "Sequential does not run on --input 1x5x8x8: .*to have 3 channels, but got 5"),
     ],
 )

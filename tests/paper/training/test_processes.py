@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 
+import batchnorm as bn
 from batchnorm.errors import DownloadError, Failure, PeerError, StorageError
 from batchnorm.paper.training.processes import ALONE, joined
 
@@ -58,6 +59,57 @@ def test_a_dead_process_is_a_peer_error_in_the_others(waiting):
     assert alive.startswith("PeerError lost another process of this training, see its own message (")
     assert "gloo" not in alive
     assert "\n" not in alive
+
+
+LONELY = """
+import sys
+from batchnorm.errors import Failure
+from batchnorm.paper.training import processes
+processes.JOIN_SECONDS, processes.NOTICE_SECONDS = 2, 0.5
+try:
+    with processes.joined():
+        print("joined")
+except Failure as error:
+    print(type(error).__name__, error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("rank", "others"), [("0", "the other processes"), ("1", "rank 0")], ids=["master", "without a master"]
+)
+def test_a_process_that_waits_alone_says_for_what_and_gives_up(rank, others):
+    port = free_port()
+    where = {"RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+    done = subprocess.run(
+        [sys.executable, "-c", LONELY], check=True, capture_output=True, text=True, timeout=120,
+        env={**os.environ, **where},
+    )  # fmt: skip
+    assert f"rank {rank} of 2 waits for {others} at localhost:{port}, 2 seconds at most\n" in done.stderr
+    assert done.stdout.startswith(f"PeerError rank {rank} waited for {others} at localhost:{port} in vain, 2 seconds ")
+    assert done.stdout.endswith("or unset RANK and WORLD_SIZE to train with one process\n")
+    assert done.stdout.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"RANK": "one"}, "RANK must be an integer from 0 to 1; got 'one'"),
+        ({"RANK": "-1"}, "RANK must be an integer from 0 to 1; got '-1'"),
+        ({"RANK": "2"}, "RANK must be an integer from 0 to 1; got '2'"),
+        ({"RANK": ""}, "RANK must be an integer from 0 to 1; got ''"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE must be an integer from 1 to 1,000,000; got '0'"),
+        ({"WORLD_SIZE": "9" * 30}, "WORLD_SIZE must be an integer from 1 to 1,000,000; got '999"),
+        ({"MASTER_PORT": "http"}, "MASTER_PORT must be an integer from 0 to 65,535; got 'http'"),
+        ({"MASTER_PORT": "65536"}, "MASTER_PORT must be an integer from 0 to 65,535; got '65536'"),
+        ({"MASTER_ADDR": ""}, "MASTER_ADDR must be the host of rank 0; got nothing"),
+    ],
+)
+def test_an_environment_that_torchrun_did_not_set_is_one_line(monkeypatch, wrong, message):
+    right = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+    for name, value in {**right, **wrong}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(bn.BatchNormError, match=f"^{message}"), joined():
+        pass
 
 
 def test_two_processes_agree_on_flags_and_sums():

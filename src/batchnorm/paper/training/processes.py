@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from inspect import signature
+from threading import Timer
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from ...errors import Failure, PeerError, first_line
+from ...errors import BatchNormError, Failure, PeerError, first_line
+from .bounds import Bounds
+
+LOG = logging.getLogger(__name__)
+JOIN_SECONDS = 600.0  # to wait for the other processes at the start
+NOTICE_SECONDS = 10.0  # of waiting without a word
 
 Value = TypeVar("Value")
 
@@ -97,12 +105,12 @@ def restarted() -> bool:
 
 
 def _restarts() -> int:
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    return _number("TORCHELASTIC_RESTART_COUNT", Bounds(0, 10**9), "0")
 
 
 def cores_each() -> int:
     """Return the number of CPU cores of this machine for each of its processes."""
-    return max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return max(1, (os.cpu_count() or 1) // _number("LOCAL_WORLD_SIZE", Bounds(1, 10**6), "1"))
 
 
 @contextmanager
@@ -110,18 +118,20 @@ def joined() -> Iterator[Processes]:
     """Join the processes that torchrun started, by NCCL on GPUs and gloo on CPUs. Without torchrun, stay alone.
 
     Raises:
-        PeerError: Another process failed or died.
+        BatchNormError: An environment variable of torchrun is missing or no number.
+        PeerError: Another process failed or died, or did not come within `JOIN_SECONDS`.
     """
     cuda = torch.cuda.is_available()
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
+    device = torch.device("cpu")
     if cuda:
+        device = torch.device("cuda", _number("LOCAL_RANK", Bounds(0, torch.cuda.device_count() - 1), "0"))
         torch.cuda.set_device(device)
     if not launched():
         yield Processes(device=device)
         return
     with _peer_errors():
+        store, rank, world_size = _met()
         # After a restart the store may still hold the addresses of the dead processes; a prefix hides them.
-        store, rank, world_size = next(rendezvous("env://"))
         store = PrefixStore(f"restart-{_restarts()}", store)
         dist.init_process_group("nccl" if cuda else "gloo", store=store, rank=rank, world_size=world_size)
         try:
@@ -130,6 +140,46 @@ def joined() -> Iterator[Processes]:
             dist.barrier()  # no process may close its connections while another still uses them
         finally:
             dist.destroy_process_group()
+
+
+def _met() -> tuple[Store, int, int]:
+    """Wait for the other processes. Return the store that they share, this process's rank, and their number."""
+    world_size = _number("WORLD_SIZE", Bounds(1, 10**6))
+    rank = _number("RANK", Bounds(0, world_size - 1))
+    port = _number("MASTER_PORT", Bounds(0, 65535))
+    address = os.environ.get("MASTER_ADDR", "")
+    if not address:
+        raise BatchNormError("MASTER_ADDR must be the host of rank 0; got nothing. torchrun sets it")
+    others = "rank 0" if rank else "the other processes"
+    what = f"for {others} at {address}:{port}"
+    notice = Timer(NOTICE_SECONDS, LOG.warning, [f"rank {rank} of {world_size} waits {what}, {_limit()} at most"])
+    notice.daemon = True
+    notice.start()
+    try:
+        return next(rendezvous("env://", timeout=timedelta(seconds=JOIN_SECONDS)))
+    except dist.DistError as error:
+        reason = re.sub(r"^\[\S+\] ", "", first_line(error)).partition(". ")[0].rstrip(".")
+        advice = "Start them all with torchrun, or unset RANK and WORLD_SIZE to train with one process"
+        raise PeerError(f"rank {rank} waited {what} in vain, {_limit()} at most: {reason}. {advice}") from error
+    finally:
+        notice.cancel()
+
+
+def _limit() -> str:
+    return f"{JOIN_SECONDS:g} seconds"
+
+
+def _number(variable: str, bounds: Bounds, default: str = "") -> int:
+    """Return an integer of torchrun's environment.
+
+    Raises:
+        BatchNormError: It is no integer, or out of bounds.
+    """
+    text = os.environ.get(variable, default)
+    number = int(text) if re.fullmatch(r"[0-9]{1,9}", text) else -1
+    if not bounds.least <= number <= bounds.most:
+        raise BatchNormError(f"{variable} must be an integer {bounds}; got {text!r}. torchrun sets it")
+    return number
 
 
 @contextmanager
