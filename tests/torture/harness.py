@@ -7,6 +7,7 @@ import socket
 import sys
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -14,13 +15,14 @@ from typing import BinaryIO, NamedTuple, NoReturn
 
 from matplotlib.figure import Figure
 from torture.experiments import Experiment, digest
-from torture.faults import FAULTS, Call, Fault, What, read_calls, watch
+from torture.faults import FAULTS, Call, Fault, Loss, What, read_calls, watch
 from torture.order import disorder
-from torture.power import lose_power
+from torture.power import lose_power, name_is_synced
 
 from batchnorm.cli.main import main
 from batchnorm.paper.inception import trainer
 from batchnorm.paper.training import loop
+from batchnorm.paper.training.checkpoint import Checkpoint
 
 for name in ("inception", "inception_training", "mnist", "mnist_training"):
     import_module(f"batchnorm.cli.{name}")  # the commands import these, which takes longer than to run
@@ -87,6 +89,7 @@ def run_case(case: Case, experiment: Experiment, undisturbed: Undisturbed, folde
         _check_end(fault, statuses, _said(folder))
         watched, calls = folder / "watched", read_calls(folder / "calls")[: case.point - 1]
         lose_power(watched, folder / "backups", calls, _before(folder), fault.loss)
+        _check_kept(watched / "run", folder / "before", calls, fault.loss)
         _begin_again(experiment, folder)
         if digest(watched / "run") != undisturbed.digest:
             raise Failed("the records, the weights or the names of the files differ")
@@ -105,6 +108,24 @@ def _check_end(fault: Fault, statuses: list[int], said: str) -> None:
         raise Failed(f"ended without its one line: {said}")
     if any(status not in (0, 1) for status in statuses[1:]):
         raise Failed(f"the other process ended with {statuses[1:]}: {said}")
+
+
+def _check_kept(run: Path, before: Path, calls: list[Call], loss: Loss) -> None:
+    """Check that each training has the step of its newest whole checkpoint: the run saves one at every step."""
+    saved = Counter(
+        call.to.name
+        for call in calls
+        if call.name == "rename" and call.path.suffix == ".partial" and call.to.suffix == ".pt"
+        if loss is not Loss.NAMES or name_is_synced(call, calls)
+    )
+    for name, steps in saved.items():
+        wanted, found = steps + _step(before / name), _step(run / name)
+        if found < wanted:
+            raise Failed(f"{name} is at step {found}, wanted {wanted}")
+
+
+def _step(checkpoint: Path) -> int:
+    return (Checkpoint(checkpoint).load() or {"step": 0})["step"]
 
 
 def _begin(experiment: Experiment, folder: Path, start: Path | None, fault: Fault, point: int) -> list[int]:

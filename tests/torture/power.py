@@ -24,7 +24,7 @@ def lose_power(watched: Path, backups: Path, calls: list[Call], before: dict[int
         _lose_content([watched, backups], calls, before)
     if loss is Loss.NAMES:
         for call in reversed(calls):
-            if not _name_is_synced(call, calls):
+            if not name_is_synced(call, calls):
                 _undo(call, backups)
 
 
@@ -38,7 +38,8 @@ def _lose_content(folders: Iterable[Path], calls: list[Call], before: dict[int, 
         os.truncate(path, min(status.st_size, safe.get(status.st_ino, 0)))
 
 
-def _name_is_synced(call: Call, calls: list[Call]) -> bool:
+def name_is_synced(call: Call, calls: list[Call]) -> bool:
+    """Return True if the name that `call` gave is on the disk after `calls`."""
     folder = (call.to if call.name == "rename" else call.path).parent
     return any(later.name == "sync" and later.path == folder for later in calls[call.number :])
 
