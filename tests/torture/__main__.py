@@ -26,6 +26,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sample", type=int, help="run so many cases of each experiment, the same every time")
     parser.add_argument("--only", help="run this experiment alone")
+    parser.add_argument("--call", default="", help="run the cases whose call contains this, such as 'rename check'")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
     if LOADED in os.environ:
@@ -50,9 +51,9 @@ def run(options: argparse.Namespace) -> int:
     references, chosen = {}, []
     for number, (name, experiment) in enumerate(experiments.items()):
         references[name] = record(experiment, folder / f"reference-{number}")
-        found = cases(name, references[name])
+        found = [case for case in cases(name, references[name]) if options.call in case.call]
         print(f"{name}: {_summary(references[name].calls)}; {len(found)} cases", flush=True)
-        chosen += found if options.sample is None else random.Random(0).sample(found, options.sample)
+        chosen += found if options.sample is None else _sample(found, options.sample)
     jobs = [
         (case, experiments[case.experiment], references[case.experiment], folder / f"case-{number}")
         for number, case in enumerate(chosen)
@@ -67,6 +68,15 @@ def run(options: argparse.Namespace) -> int:
                 print(f"{done} of {len(jobs)} cases, {len(faults)} failed", flush=True)
     print(f"{len(jobs)} cases, {len(faults)} failed, {time.monotonic() - began:.0f} s")
     return int(bool(faults))
+
+
+def _sample(found: "list[Case]", size: int) -> "list[Case]":
+    """Return the same cases every time, and another file or kind of call in each as long as there is one."""
+    seen, turns = Counter(), []
+    for case in random.Random(0).sample(found, len(found)):
+        turns.append((seen[case.call], len(turns), case))
+        seen[case.call] += 1
+    return [case for *_, case in sorted(turns)[:size]]
 
 
 def _run(job: "tuple[Case, Experiment, Undisturbed, Path]") -> str | None:
