@@ -123,7 +123,7 @@ def test_warnings_and_logs_of_others_stay_as_they_were():
 
 # Where it prints
 
-RICH = "from batchnorm.paper.show.terminal import print_table; print_table('t', [['a'], ['b ±0.5']])"
+RICH = r"from batchnorm.paper.show.terminal import print_table; print_table('t', [['a'], ['b \xb10.5']])"
 PROGRAMS = {
     "version": "--version",
     "help": "fold --help",
