@@ -154,10 +154,17 @@ class Network:
 
     def is_constant(self, node: fx.Node) -> bool:
         """Return True if `node` depends on parameters and buffers alone."""
-        return all(
-            source.op == "get_attr" or (source.op in ("call_function", "call_method") and source.all_input_nodes)
-            for source in ancestors(node)
-        )
+        waiting, seen = [node], {node}
+        while waiting:  # stops at the first call that is none: most calls have an input of the network close by
+            found = waiting.pop()
+            if found.op == "get_attr":
+                continue
+            if found.op not in ("call_function", "call_method") or not found.all_input_nodes:
+                return False
+            new = set(found.all_input_nodes) - seen
+            seen |= new
+            waiting += new
+        return True
 
     def run(self, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
         """Run one call.
