@@ -122,9 +122,9 @@ class Moments:
         """
         degrees = self.count - 1 if unbiased else self.count
         if degrees < 1:
-            kind = "unbiased" if unbiased else "biased"
+            kind = "an unbiased" if unbiased else "a biased"
             raise BatchNormError(
-                f"a {kind} variance wants at least {1 + unbiased} values per channel; these Moments hold {self.count}. "
+                f"{kind} variance wants at least {1 + unbiased} values per channel; these Moments hold {self.count}. "
                 "Merge more batches first."
             )
         return self.m2 / degrees

@@ -1,6 +1,7 @@
 """The order of the wings: a module imports from its own wing and from the wings above it, and never in a circle."""
 
 import ast
+import re
 import subprocess
 import sys
 from graphlib import TopologicalSorter
@@ -67,6 +68,13 @@ def imports(module: str) -> set[str]:
 def test_a_module_imports_only_from_its_wing_and_those_above(module):
     for imported in imports(module):
         assert wing_of(imported) <= wing_of(module), f"{module} imports {imported}, a wing further down"
+
+
+def test_the_map_in_contributing_has_the_wings_in_their_order():
+    text = (ROOT / "CONTRIBUTING.md").read_text().partition("## The map")[2].partition("Around the package")[0]
+    cells = re.findall(r"^\| (`[^|]*`) \|", text, re.MULTILINE)
+    named = [name.strip("/").replace("/", ".") for cell in cells for name in re.findall(r"`([^`]+)`", cell)]
+    assert named == WINGS
 
 
 def test_no_module_imports_itself_through_others():

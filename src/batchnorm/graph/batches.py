@@ -16,7 +16,7 @@ from ..errors import BatchNormError, first_line
 
 def check_batches(batches: Iterable[Any]) -> None:
     """Raise BatchNormError if `batches` is a single batch. A tensor or dict is iterable too, but not by batches."""
-    if isinstance(batches, Tensor | Mapping | str):
+    if isinstance(batches, Tensor | Mapping | str) or not isinstance(batches, Iterable):
         raise BatchNormError(f"wanted an iterable of batches; got one {type(batches).__name__}. Give [batch].")
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from .compare import Call
-from .interpreter import Interpreter, ancestors, record
+from .interpreter import Interpreter, record
 from .ops import (
     AFFINE,
     CROPS,

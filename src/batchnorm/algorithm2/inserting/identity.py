@@ -57,7 +57,10 @@ def start_at_identity(module: nn.Module, starts: list[Start], batches: Iterable[
 @torch.no_grad()
 def _set(start: Start, moments: Moments | None) -> None:
     if moments is None or moments.count < 2:
-        raise BatchNormError(f"batches give {start.place!r} fewer than two values per channel to measure")
+        raise BatchNormError(
+            f"batches give {start.place!r} fewer than two values per channel; give one batch or more, each of "
+            "two examples or more"
+        )
     if not moments.m2.isfinite().all():
         raise BatchNormError(f"batches give {start.place!r} values that are not finite; look for inf or NaN")
     layer = start.layer
