@@ -295,3 +295,10 @@ def test_a_folder_that_cannot_be_read_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "scandir", refuse)  # root may read every folder
     with pytest.raises(bn.BatchNormError, match=r"cat cannot be read: Permission denied$"):
         FolderImages(tmp_path)
+
+
+def test_an_idx_file_of_more_axes_than_numpy_has_is_refused(tmp_path):
+    file = tmp_path / "axes"
+    file.write_bytes(b"\0\0\x08" + bytes([65]) + struct.pack(">65I", *[1] * 65) + b"\0")
+    with pytest.raises(bn.BatchNormError, match="announces"):
+        read_idx(file)

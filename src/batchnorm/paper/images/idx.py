@@ -58,7 +58,10 @@ def read_idx(path: Path) -> np.ndarray:
         raise BatchNormError(
             f"{path} announces {shape}, {wanted} values, and holds {found}. Copy or download it again."
         )
-    return np.frombuffer(content, np.uint8).reshape(shape)
+    try:
+        return np.frombuffer(content, np.uint8).reshape(shape)
+    except ValueError as error:  # 65 axes, or a size of 0 and others too large for NumPy
+        raise BatchNormError(f"{path} announces {shape}: {error}") from error
 
 
 def _read_shape(path: Path, file: BinaryIO) -> tuple[int, ...]:
