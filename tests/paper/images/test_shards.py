@@ -103,6 +103,21 @@ def test_a_damaged_index_is_not_used(indexed, headers_read, kept_bytes):
     assert len(headers_read) == 3
 
 
+@pytest.mark.parametrize(
+    "change", [{"keys": slice(0, -1)}, {"places": -1}], ids=["fewer keys than places", "before the file"]
+)
+def test_an_index_that_contradicts_itself_is_not_used(indexed, headers_read, change):
+    data, kept = indexed
+    path = kept / "shards-val.npz"
+    arrays = dict(np.load(path))
+    (name, how), *_ = change.items()
+    arrays[name] = arrays[name][how] if isinstance(how, slice) else np.full_like(arrays[name], how)
+    np.savez(path, **arrays)
+    images = open_images(str(data), "val", kept)
+    assert len(headers_read) >= 1
+    assert [images.read(number).ndim for number in range(len(images))] == [3] * 20
+
+
 def test_an_index_that_cannot_be_written_is_an_error(indexed, tmp_path):
     data, _ = indexed
     with pytest.raises(StorageError, match=r"cannot write .*gone/shards-train\.npz: .*No such file"):

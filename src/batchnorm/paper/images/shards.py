@@ -193,13 +193,27 @@ def _stamp(path: Path) -> Stamp:
 
 
 def _load_index(file: Path) -> dict[Stamp, ShardIndex]:
-    """Return the indexes that `save_index` wrote. Return none if the file is missing or damaged."""
+    """Return the indexes that `save_index` wrote, without damaged ones. Return none if the file is missing."""
     try:
         check_unpacked(file)
         with open_regular(file) as content, np.load(content) as index:
             ends = index["ends"][:-1]
             parts = zip(np.split(index["keys"], ends), np.split(index["places"], ends), strict=True)
             stamps = [Stamp(*stamp) for stamp in index["stamps"].tolist()]
-            return {stamp: ShardIndex(*part) for stamp, part in zip(stamps, parts, strict=True)}
+            found = {stamp: ShardIndex(*part) for stamp, part in zip(stamps, parts, strict=True)}
+            return {stamp: part for stamp, part in found.items() if _is_whole(part)}
     except Exception:  # numpy documents no type for a damaged file; TokenError and BadZipFile are among them
         return {}
+
+
+def _is_whole(part: ShardIndex) -> bool:
+    keys, places = part
+    return bool(
+        keys.ndim == 1
+        and keys.dtype.kind == "S"
+        and len(keys)
+        and places.dtype == np.int64
+        and places.shape == (len(keys), 3)
+        and places.min() >= 0
+        and places[:, 2].max() < MOST_CLASSES
+    )
