@@ -167,6 +167,42 @@ def test_calls_of_a_shared_layer_are_counted():
     assert network.calls(network.root.get_submodule("layers.conv")) == 2
 
 
+def counted(network, layer):
+    """Count the calls of a layer by a scan of the whole graph."""
+    return sum(network.layer(node) is layer for node in network.graph.nodes)
+
+
+def test_the_count_of_calls_follows_every_change_of_the_graph():
+    layers = {"conv": nn.Conv2d(4, 4, 1), "relu": nn.ReLU()}
+    model = Call(lambda layers, x: layers["conv"](layers["relu"](layers["conv"](layers["relu"](x)))), **layers)
+    network = trace(model, torch.randn(IMAGE))
+    conv, relu = (network.root.get_submodule(f"layers.{name}") for name in layers)
+    calls = [node for node in network.graph.nodes if network.layer(node) is conv]
+    own = network.own_layer(calls[0])
+    assert own is not conv
+    assert network.own_layer(calls[1]) is conv
+    network.call_after(calls[1], "call_module", "layers.relu", (calls[1],))
+    network.remove(find(network, "relu"), network.input(find(network, "relu")))
+    assert [network.calls(layer) for layer in (conv, own, relu, nn.ReLU())] == [1, 1, 2, 0]
+    assert [counted(network, layer) for layer in (conv, own, relu)] == [1, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("name", "linear", "transposed"),
+    [("linear", True, False), ("conv2d", False, False), ("conv_transpose2d", False, True), ("transpose", False, False)],
+)
+def test_linear_and_transposed_convolutions_are_told_apart(name, linear, transposed):
+    calls = {
+        "linear": lambda x: F.linear(x, torch.ones(7, 7)),
+        "conv2d": lambda x: F.conv2d(x, torch.ones(4, 4, 1, 1)),
+        "conv_transpose2d": lambda x: F.conv_transpose2d(x, torch.ones(4, 4, 1, 1)),
+        "transpose": lambda x: x.transpose(2, 3),
+    }
+    network = trace(Call(lambda _, x: calls[name](x)), torch.randn(IMAGE))
+    node = find(network, name.replace("_", ""))
+    assert (network.is_linear(node), network.is_transposed(node)) == (linear, transposed)
+
+
 def test_new_names_step_aside_for_old_ones():
     network = trace(nn.Sequential(nn.Linear(4, 4)), torch.randn(2, 4))
     assert network.add_layer("0.norm", nn.ReLU()) == "0.norm"

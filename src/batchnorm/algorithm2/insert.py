@@ -19,7 +19,7 @@ from ..graph.trace import trace
 from ..layers import BatchNorm1d, BatchNorm2d, BatchNorm3d, FusedBatchNorm
 from .inserting.biases import Bias, disown, drop, judge
 from .inserting.identity import Start, start_at_identity
-from .inserting.places import Place, Skipped, Where, find, is_linear, narrow
+from .inserting.places import Place, Skipped, Where, find, narrow
 from .results import count, format_table
 
 InsertOutcome = Literal["inserted", "removed", "skipped"]
@@ -204,25 +204,20 @@ def _remove(network: Network, kinds: set[str]) -> list[InsertRow]:
 
 def _insert_after(network: Network, place: Place, bias: Bias) -> _Inserted:
     """Add a BN layer, and replace all uses of the affine call's output by the output of BN."""
-    node, shape, linear = place.node, network.shape(place.node), is_linear(network, place.node)
+    node, shape, linear = place.node, network.shape(place.node), network.is_linear(place.node)
     kind = BatchNorm1d if linear else _KINDS[len(shape)]
     layer = kind(shape[-1 if linear else 1], device=place.weight.device, dtype=place.weight.dtype)
     layer.train(network.root.training)
     name = network.add_layer(f"{place.name}_bn", layer)
     users = set(node.users)
     if linear and len(shape) > 2:  # features are on the last axis; all other axes are the batch
-        rows = _call_after(network, node, "call_method", "flatten", (node, 0, -2))
-        normalized = _call_after(network, rows, "call_module", name, (rows,))
-        replacement = _call_after(network, normalized, "call_method", "view_as", (normalized, node))
+        rows = network.call_after(node, "call_method", "flatten", (node, 0, -2))
+        normalized = network.call_after(rows, "call_module", name, (rows,))
+        replacement = network.call_after(normalized, "call_method", "view_as", (normalized, node))
     else:
-        replacement = _call_after(network, node, "call_module", name, (node,))
+        replacement = network.call_after(node, "call_module", name, (node,))
     node.replace_all_uses_with(replacement, delete_user_cb=lambda user: user in users)
     return _Inserted(layer, name, bias)
-
-
-def _call_after(network: Network, node: fx.Node, kind: str, target: str, args: tuple[Any, ...]) -> fx.Node:
-    with network.graph.inserting_after(node):
-        return network.graph.create_node(kind, target, args)
 
 
 def _error(result: nn.Module, model: nn.Module, network: Network) -> float:

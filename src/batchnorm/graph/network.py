@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -50,6 +51,9 @@ class Network:
         graph._tracer_cls = None  # pickle would store our class, and loading the result would import this package
         record(root, graph, inputs)
         self._interpreter = Interpreter(root, graph)
+        self._callers: dict[nn.Module, set[fx.Node]] = {}
+        for node in graph.find_nodes(op="call_module"):
+            self._add_caller(node)
 
     # What a call is
 
@@ -89,6 +93,14 @@ class Network:
     def is_affine(self, node: Any) -> bool:
         """Return True for Linear, Conv1d/2d/3d and transposed convolutions, as a layer or as a function."""
         return self.op(node) in AFFINE
+
+    def is_linear(self, node: Any) -> bool:
+        """Return True for a Linear, as a layer or as a function. Its features are on the last axis, not on axis 1."""
+        return self.op(node) == "linear"
+
+    def is_transposed(self, node: Any) -> bool:
+        """Return True for a transposed convolution, as a layer or as a function."""
+        return self.is_affine(node) and "transpose" in self.op(node)
 
     def is_nonlinearity(self, node: Any) -> bool:
         """Return True for a nonlinearity, as a layer, function or method."""
@@ -180,7 +192,7 @@ class Network:
 
     def calls(self, layer: nn.Module) -> int:
         """Return how often the graph calls `layer`, under any name."""
-        return sum(self.layer(node) is layer for node in self.graph.nodes)
+        return len(self._callers.get(layer, ()))
 
     def input_or_none(self, node: fx.Node, position: int = 0) -> fx.Node | None:
         """Return the node that gives an argument, by default the first, or None if that is no node."""
@@ -201,10 +213,10 @@ class Network:
             raise TypeError(f"argument {position} of {node} is no output of another call")
         return source
 
-    def source(self, node: fx.Node, through: frozenset[str] = RESHAPES | CROPS | IDENTITIES_IN_EVAL) -> fx.Node | None:
-        """Return the call that feeds `node`, or None for a constant. Skip the operations in `through`."""
+    def source(self, node: fx.Node) -> fx.Node | None:
+        """Return the call that feeds `node`, or None for a constant. Skip reshapes, crops and identities."""
         source = self.input_or_none(node)
-        while source is not None and self.op(source) in through:
+        while source is not None and self.op(source) in _PASSED_ON:
             source = self.input_or_none(source)
         return source
 
@@ -269,6 +281,28 @@ class Network:
         self.graph.owning_module = None  # a module of an earlier as_module() lacks it
         return f"{path}.{last}" if path else last
 
+    def own_layer(self, node: fx.Node) -> nn.Module | None:
+        """Return the layer that `node` calls, or None for a function. If other calls share it, copy it for this one."""
+        layer = self.layer(node)
+        if layer is None or self.calls(layer) == 1:
+            return layer
+        self._callers[layer].remove(node)
+        layer = copy.deepcopy(layer)
+        node.target = self.add_layer(str(node.target), layer)
+        self._add_caller(node)
+        return layer
+
+    def call_after(self, node: fx.Node, kind: str, target: str, args: tuple[Any, ...]) -> fx.Node:
+        """Add a call to the graph after `node`: a "call_module" or a "call_method"."""
+        with self.graph.inserting_after(node):
+            call = self.graph.create_node(kind, target, args)
+        if kind == "call_module":
+            self._add_caller(call)
+        return call
+
+    def _add_caller(self, node: fx.Node) -> None:
+        self._callers.setdefault(self.root.get_submodule(str(node.target)), set()).add(node)
+
     def remove(self, node: fx.Node, instead: fx.Node) -> None:
         """Replace all uses of `node` by `instead`, then erase `node` and constants left without users."""
         node.replace_all_uses_with(instead)
@@ -279,8 +313,10 @@ class Network:
         unused = [node]
         while unused:
             node = unused.pop()
-            sources = node.all_input_nodes
+            sources, layer = node.all_input_nodes, self.layer(node)
             self.graph.erase_node(node)
+            if layer is not None:
+                self._callers[layer].discard(node)
             unused += [source for source in sources if not source.users and self.is_constant(source)]
 
     def as_module(self) -> fx.GraphModule:
@@ -307,6 +343,7 @@ class Network:
         return module
 
 
+_PASSED_ON = RESHAPES | CROPS | IDENTITIES_IN_EVAL
 _OWNED = (
     *("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"),
     *("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs"),

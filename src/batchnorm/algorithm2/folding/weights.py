@@ -5,7 +5,6 @@ An affine call is a Linear, a convolution or a transposed convolution, as a laye
 
 from __future__ import annotations
 
-import copy
 from typing import Any, NamedTuple
 
 import torch
@@ -48,11 +47,8 @@ def statistics_device(network: Network, node: fx.Node) -> torch.device:
 
 def set_parameters(network: Network, node: fx.Node, weight: Tensor, bias: Tensor) -> None:
     """Give an affine call a new weight and bias. Other calls of the same layer keep theirs."""
-    old, layer = _weight(network, node), network.layer(node)
+    old, layer = _weight(network, node), network.own_layer(node)
     if layer is not None:
-        if network.calls(layer) > 1:
-            layer = copy.deepcopy(layer)
-            node.target = network.add_layer(str(node.target), layer)
         layer.bias = _parameter(bias, old)
         layer.weight = _parameter(weight, old)
         return
@@ -66,7 +62,7 @@ def scale_outputs(network: Network, node: fx.Node, after: Affine) -> tuple[Tenso
     weight, bias = _parameters(network, node)
     scale, shift = _vectors(network, node, after, at=node)
     bias = shift if bias is None else scale * bias + shift
-    if not _is_transposed(network, node):
+    if not network.is_transposed(node):
         return weight * scale.reshape(-1, *[1] * (weight.dim() - 1)), bias
     # (in, out / groups, ...): axis 1 holds the output channels of one group
     grouped = weight.reshape(_groups(network, node), -1, *weight.shape[1:])
@@ -80,7 +76,7 @@ def scale_inputs(network: Network, node: fx.Node, before: Affine) -> tuple[Tenso
     scale, shift = _vectors(network, node, before, at=network.input(node))
     if bool(shift.any()) and _has_border(network, node):
         raise Stuck(f"it precedes {network.label(node)}, which would need another constant than zero at its border")
-    if _is_transposed(network, node):
+    if network.is_transposed(node):
         added = torch.zeros(network.shape(node)[1], dtype=torch.float64)
         weight = weight * scale.reshape(-1, *[1] * (weight.dim() - 1))
     else:
@@ -199,7 +195,7 @@ def _has_module(root: nn.Module, path: str) -> bool:
 def _vectors(network: Network, call: fx.Node, map_: Affine, *, at: fx.Node) -> tuple[Tensor, Tensor]:
     """Return scale and shift per channel of the affine call, (C,) each, of a map at its input or output `at`."""
     shape = network.shape(at)
-    linear = network.op(call) == "linear"
+    linear = network.is_linear(call)
     axis = len(shape) - 1 if linear else 1
     batched = linear or _weight(network, call).dim() == len(shape)
     vectors = map_.vectors(axis, shape[axis]) if batched else None
@@ -208,20 +204,16 @@ def _vectors(network: Network, call: fx.Node, map_: Affine, *, at: fx.Node) -> t
     return vectors
 
 
-def _is_transposed(network: Network, node: fx.Node) -> bool:
-    return "transpose" in network.op(node)
-
-
 def _groups(network: Network, node: fx.Node) -> int:
-    return 1 if network.op(node) == "linear" else network.argument(node, 6, "groups", 1)
+    return 1 if network.is_linear(node) else network.argument(node, 6, "groups", 1)
 
 
 def _has_border(network: Network, node: fx.Node) -> bool:
     """Return True if some outputs of a convolution read fewer inputs than others do."""
-    if network.op(node) == "linear" or network.argument(node, None, "padding_mode", "zeros") != "zeros":
+    if network.is_linear(node) or network.argument(node, None, "padding_mode", "zeros") != "zeros":
         return False
     padding = network.argument(node, 4, "padding", 0)
-    if _is_transposed(network, node):
+    if network.is_transposed(node):
         return True
     return any(padding) if isinstance(padding, tuple | list) else padding not in (0, "valid")
 
@@ -229,7 +221,7 @@ def _has_border(network: Network, node: fx.Node) -> bool:
 def _own_tap(network: Network, node: fx.Node) -> tuple[int, ...] | None:
     """Return the index of the kernel's tap that reads x at the place of y, or None if there is none."""
     source = network.input_or_none(node)
-    if source is None or not network.same_shape(source, node) or _is_transposed(network, node):
+    if source is None or not network.same_shape(source, node) or network.is_transposed(node):
         return None
     kernel = _weight(network, node).shape[2:]
     rank = len(kernel)

@@ -81,11 +81,6 @@ def within(name: str, path: str) -> bool:
     return name == path or name.startswith(f"{path}.")
 
 
-def is_linear(network: Network, node: fx.Node) -> bool:
-    """Return True for a Linear. Its features are on the last axis, not on axis 1."""
-    return network.op(node) == "linear"
-
-
 def _described(network: Network, source: fx.Node | None) -> str:
     if source is None:
         return "a constant"
@@ -99,7 +94,7 @@ def _affine_place(network: Network, node: fx.Node, nonlinearity: fx.Node) -> Pla
     if weight is None:
         return Skipped(name, "its weight is computed from the network's input")
     shape = network.shape(node) if network.gives_tensor(node) else torch.Size()
-    if len(shape) < (2 if is_linear(network, node) else weight.dim()):
+    if len(shape) < (2 if network.is_linear(node) else weight.dim()):
         return Skipped(name, f"its output {tuple(shape)} has no batch axis")
     return Place(node, name, network.layer(node), weight, network.label(nonlinearity))
 
