@@ -550,8 +550,8 @@ class Skips(nn.Module):
 def test_what_is_skipped_says_why():
     result = bn.insert(Skips(), IMAGES)
     assert {row.name: row.reason for row in result.rows} == {
-        "relu": "not fed by an affine layer, but by batch normalization 'norm'",
-        "relu_1": "not fed by an affine layer, but by max_pool2d",
+        "relu": "not fed by an affine layer, but by BatchNorm2d (norm)",
+        "relu_1": "not fed by an affine layer, but by maxpool2d",
         "attention": "the layers inside TransformerEncoderLayer are not traced",
         "fc": "its output (4,) has no batch axis",
     }

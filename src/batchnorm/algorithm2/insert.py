@@ -64,9 +64,9 @@ class InsertResult:
         >>> model = torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.ReLU(), torch.nn.Softplus())
         >>> print(bn.insert(model, torch.randn(2, 8)))
         name  outcome   layer  bias     reason
-        ----  --------  -----  -------  ------------------------------------
+        ----  --------  -----  -------  -------------------------------------------
         0     inserted  0_bn   dropped  before 1
-        2     skipped                   not fed by an affine layer, but by 1
+        2     skipped                   not fed by an affine layer, but by ReLU (1)
         1 inserted, 0 removed, 1 skipped
     """
 

@@ -11,6 +11,7 @@ from torch.utils import _pytree as pytree
 
 from ..errors import BatchNormError, first_line
 
+SAME = 1e-5  # relative: float32 sums in another order differ by less
 Call = tuple[tuple[Any, ...], dict[str, Any]]  # the arguments of one call
 
 

@@ -125,6 +125,19 @@ class Network:
                 return path
         return node.name
 
+    def described(self, node: fx.Node | None) -> str:
+        """Return what a node is, for a message. None is a constant."""
+        if node is None:
+            return "a constant"
+        match node.op:
+            case "placeholder":
+                return f"the network's input {node.name}"
+            case "output":
+                return "the network's output"
+            case "call_module":
+                return f"{type(self.layer(node)).__name__} ({node.target})"
+        return self.op(node) or node.name
+
     def argument(self, node: fx.Node, position: int | None, name: str, default: Any = None) -> Any:
         """Return an argument of a function or method, by position or name. For a layer return its attribute `name`."""
         layer = self.layer(node)

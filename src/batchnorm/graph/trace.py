@@ -22,11 +22,9 @@ from torch.utils import _pytree as pytree
 from ..errors import BatchNormError, first_line
 from ..layers import FusedBatchNorm
 from .batches import described, does_not_run, in_eval, list_advice
-from .compare import Call, copied, doubled, largest_error, run
+from .compare import SAME, Call, copied, doubled, largest_error, run
 from .network import Network
 from .symbolic import Traced, trace_symbolically
-
-_SAME = 1e-5  # relative: the same float32 operations in another order differ by less
 
 
 def trace(model: nn.Module, example_inputs: Any, *, trainable: bool = False) -> Network:
@@ -149,7 +147,7 @@ class _Oracle:
                 "its forward returns another structure in training than in eval. Auxiliary outputs? Make the network "
                 "without them (torchvision: aux_logits=False)"
             )
-        if not error <= _SAME:
+        if not error <= SAME:
             raise BatchNormError(
                 f"the traced graph differs from the network in eval mode by {error:.1e}: its forward does one thing "
                 "in training and another in eval, or is random"

@@ -142,7 +142,7 @@ class Composer:
             return combined
         inputs = affine.backward(network, node, after)
         if inputs is None:
-            raise Stuck(f"it follows {_described(network, node)}")
+            raise Stuck(f"it follows {network.described(node)}")
         return [At(source, before) for source, before in inputs.items()]
 
     def _compose(self, node: fx.Node, after: Affine) -> None:
@@ -205,7 +205,7 @@ class Composer:
             return [At(user, before.then(own)), self._bypass(user, position)]
         after = affine.forward(network, user, node, before)
         if after is None:
-            raise Stuck(f"it precedes {_described(network, user)}")
+            raise Stuck(f"it precedes {network.described(user)}")
         return [At(user, after)]
 
     def _precede(self, node: fx.Node, before: Affine) -> None:
@@ -341,14 +341,3 @@ def _with_constant(network: Network, node: fx.Node) -> tuple[int, fx.Node, Affin
     scale, shift = {"add": (one, value), "sub": (one, -value), "mul": (value, zero)}.get(op, (1 / value, zero))
     map_ = Affine.of(scale, shift)
     return (int(swapped), x, map_) if map_.scale.shape[0] == map_.shift.shape[0] == 1 else None
-
-
-def _described(network: Network, node: fx.Node) -> str:
-    match node.op:
-        case "placeholder":
-            return f"the network's input {node.name}"
-        case "output":
-            return "the network's output"
-        case "call_module":
-            return f"{type(network.layer(node)).__name__} ({node.target})"
-    return f"{network.op(node) or node.name}"

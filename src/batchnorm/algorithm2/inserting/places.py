@@ -52,7 +52,7 @@ def find(network: Network) -> list[Place | Skipped]:
             if source is not None and network.is_affine(source):
                 found.setdefault(source, _affine_place(network, source, node))
             else:
-                reason = f"not fed by an affine layer, but by {_described(network, source)}"
+                reason = f"not fed by an affine layer, but by {network.described(source)}"
                 found[node] = Skipped(network.label(node), reason)
         elif layer is not None and any(isinstance(part, AFFINE_LAYERS) for part in list(layer.modules())[1:]):
             found[node] = Skipped(network.label(node), f"the layers inside {type(layer).__name__} are not traced")
@@ -79,14 +79,6 @@ def narrow(places: list[Place | Skipped], where: Where | None) -> list[Place | S
 def within(name: str, path: str) -> bool:
     """Return True if the module `name` is `path` or inside it."""
     return name == path or name.startswith(f"{path}.")
-
-
-def _described(network: Network, source: fx.Node | None) -> str:
-    if source is None:
-        return "a constant"
-    if network.is_batch_norm(source):
-        return f"batch normalization {network.label(source)!r}"
-    return "the network's input" if source.op == "placeholder" else network.label(source)
 
 
 def _affine_place(network: Network, node: fx.Node, nonlinearity: fx.Node) -> Place | Skipped:
