@@ -19,13 +19,15 @@ class Call(nn.Module):
 
 
 def test_latencies_are_medians_after_a_warm_up(monkeypatch):
+    monkeypatch.setattr(latency, "ROUNDS", 3)
     clock = [0]
     monkeypatch.setattr(latency.time, "perf_counter", lambda: clock[-1])
     models = [Call(clock, [100, 100, 100, 1, 9, 2]), Call(clock, [500, 500, 500, 30, 10, 20])]
-    assert latency.latencies(models, torch.zeros(1), rounds=3) == [2, 20]
+    assert latency.latencies(models, torch.zeros(1)) == [2, 20]
 
 
-def test_latencies_alternate():
+def test_latencies_alternate(monkeypatch):
+    monkeypatch.setattr(latency, "ROUNDS", 4)
     calls = []
 
     class Named(nn.Module):
@@ -36,5 +38,5 @@ def test_latencies_alternate():
         def forward(self, _x):
             calls.append((self.name, torch.is_grad_enabled()))
 
-    latency.latencies([Named("a"), Named("b")], torch.zeros(1), rounds=4)
+    latency.latencies([Named("a"), Named("b")], torch.zeros(1))
     assert calls == [("a", False), ("b", False)] * 7

@@ -14,10 +14,10 @@ WARM_UP = 3
 
 
 @torch.no_grad()
-def latencies(models: Sequence[nn.Module], example: Tensor, rounds: int = ROUNDS) -> list[float]:
+def latencies(models: Sequence[nn.Module], example: Tensor) -> list[float]:
     """Return the median seconds of one call of each model. The calls alternate, after a warm-up."""
     seconds: list[list[float]] = [[] for _ in models]
-    for turn in range(WARM_UP + rounds):
+    for turn in range(WARM_UP + ROUNDS):
         for model, taken in zip(models, seconds, strict=True):
             started = time.perf_counter()
             model(example)
