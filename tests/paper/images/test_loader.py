@@ -8,6 +8,7 @@ import torch
 from support.jpegs import jpeg_shards, jpeg_tree
 
 from batchnorm.paper.images.distortions import Distort
+from batchnorm.paper.images.fashion import FashionImages
 from batchnorm.paper.images.loader import ImageBatches, default_workers, evaluation_batches
 from batchnorm.paper.images.sources import open_images
 from batchnorm.paper.training.processes import Processes
@@ -27,6 +28,13 @@ def test_the_processes_of_a_machine_share_its_cores(shards, monkeypatch, process
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
     assert default_workers(shards) == workers
+
+
+def test_images_in_memory_need_no_worker(shards, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(shards, "in_memory", True)
+    assert default_workers(shards) == 0
+    assert FashionImages.in_memory
 
 
 def test_a_batch_is_the_same_for_any_number_of_workers_and_any_start(shards):

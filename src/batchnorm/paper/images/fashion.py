@@ -42,6 +42,7 @@ class FashionImages:
 
     classes: tuple[str, ...] = CLASSES
     channels = 1
+    in_memory = True
 
     def __init__(self, split: Split) -> None:
         images, labels = (read_idx(find_file(name)) for name in FILES[split])

@@ -23,6 +23,7 @@ class FolderImages:
     """
 
     channels = 3
+    in_memory = False
 
     def __init__(self, folder: Path) -> None:
         try:

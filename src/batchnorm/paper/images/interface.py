@@ -16,11 +16,13 @@ class Images(Protocol):
     Attributes:
         classes: the names of the labels.
         channels: channels of every image.
+        in_memory: True if reading an image takes no time worth a process of its own.
         shards: the number of images in each shard. The first shard holds images 0 to shards[0] - 1, and so on.
     """
 
     classes: tuple[str, ...]
     channels: int
+    in_memory: bool
     shards: list[int]
 
     def __len__(self) -> int: ...

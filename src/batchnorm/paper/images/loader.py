@@ -16,7 +16,6 @@ from ..training.processes import ALONE, Processes, cores_each
 from .crops import center_crop, crops_144
 from .damage import DamagedImage
 from .distortions import Distort
-from .fashion import FashionImages
 from .interface import Images
 from .sampler import BatchSampler, EpochOrder
 
@@ -112,7 +111,7 @@ def evaluation_batches(
 
 def default_workers(images: Images) -> int:
     """Return one worker a core, divided among the processes of this machine. Images in memory need no workers."""
-    return 0 if isinstance(images, FashionImages) else cores_each()
+    return 0 if images.in_memory else cores_each()
 
 
 def _loader(batches: Dataset, numbers: Iterable[int], workers: int) -> Iterable[Batch]:

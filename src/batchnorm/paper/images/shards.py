@@ -50,6 +50,7 @@ class ShardImages:
     """
 
     channels = 3
+    in_memory = False
 
     def __init__(self, paths: Sequence[Path], index: Path | None, every_class: bool) -> None:
         self._stamps = [_stamp(path) for path in paths]  # Before reading, so that a later change is noticed.
