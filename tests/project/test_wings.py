@@ -16,6 +16,7 @@ WINGS = [
     "errors",
     "escape",
     "files",
+    "atomic",
     "moments",
     "memory",
     "kernels",

@@ -12,9 +12,9 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 from torch import Tensor
 
+from ...atomic import write_atomically
 from ...errors import BatchNormError
 from ...files import check_regular, check_unpacked, open_regular
-from ..training.atomic import write_atomically
 from .damage import DamagedImage
 from .decode import EXTENSIONS, MOST_BYTES, decode
 

@@ -9,7 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import NamedTuple
 
-from ..training.atomic import write_atomically
+from ...atomic import write_atomically
 
 STYLE = Path(__file__).with_name("page.css")
 SCRIPT = Path(__file__).with_name("chart.js")

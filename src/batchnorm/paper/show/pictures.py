@@ -7,7 +7,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from ..training.atomic import write_atomically
+from ...atomic import write_atomically
 
 
 def save_picture(figure: Figure, folder: Path, name: str) -> list[Path]:

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...atomic import sync_file, sync_folder, synced
 from ...errors import BatchNormError, StorageError
 from ...files import check_unpacked
-from .atomic import sync_file, sync_folder, synced
 from .bounds import Step
 from .validation import checked, shown
 

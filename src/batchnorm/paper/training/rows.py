@@ -11,9 +11,9 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
+from ...atomic import write_atomically
 from ...errors import BatchNormError, StorageError
 from ...files import read_regular
-from .atomic import write_atomically
 from .validation import checked, shown
 
 Row = dict[str, Any]

@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ...atomic import make_folder, sync_folder, write_atomically
 from ...errors import BatchNormError, StorageError
 from ...files import read_regular
-from .atomic import make_folder, sync_folder, write_atomically
 from .checkpoint import Checkpoint, Header
 from .rows import Row, append_row, read_rows, write_rows
 from .versions import versions

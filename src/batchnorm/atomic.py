@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from ...errors import StorageError
+from .errors import StorageError
 
 _NO_FOLDER_SYNC = {errno.EINVAL, errno.ENOTSUP}  # some network file systems
 
