@@ -14,8 +14,8 @@ from ...layers import BatchNorm1d, BatchNorm2d
 
 
 @dataclass(frozen=True)
-class Row:
-    """One module of Fig. 5: the widths of its four branches. A `projection` of 0 is "pass through", at stride 2."""
+class Widths:
+    """The widths of the four branches of one module of Fig. 5. A `projection` of 0 is "pass through", at stride 2."""
 
     name: str
     one: int
@@ -29,16 +29,16 @@ class Row:
 
 #            1x1  3x3 red. 3x3  dbl red. dbl 3x3  pool  proj.
 TABLE = (
-    Row("3a", 64, 64, 64, 64, 96, "avg", 32),
-    Row("3b", 64, 64, 96, 64, 96, "avg", 64),
-    Row("3c", 0, 128, 160, 64, 96, "max", 0),
-    Row("4a", 224, 64, 96, 96, 128, "avg", 128),
-    Row("4b", 192, 96, 128, 96, 128, "avg", 128),
-    Row("4c", 160, 128, 160, 128, 160, "avg", 96),  # The paper prints 128, which does not add up to its 576.
-    Row("4d", 96, 128, 192, 160, 192, "avg", 96),  # The same.
-    Row("4e", 0, 128, 192, 192, 256, "max", 0),
-    Row("5a", 352, 192, 320, 160, 224, "avg", 128),
-    Row("5b", 352, 192, 320, 192, 224, "max", 128),
+    Widths("3a", 64, 64, 64, 64, 96, "avg", 32),
+    Widths("3b", 64, 64, 96, 64, 96, "avg", 64),
+    Widths("3c", 0, 128, 160, 64, 96, "max", 0),
+    Widths("4a", 224, 64, 96, 96, 128, "avg", 128),
+    Widths("4b", 192, 96, 128, 96, 128, "avg", 128),
+    Widths("4c", 160, 128, 160, 128, 160, "avg", 96),  # The paper prints 128, which does not add up to its 576.
+    Widths("4d", 96, 128, 192, 160, 192, "avg", 96),  # The same.
+    Widths("4e", 0, 128, 192, 192, 256, "max", 0),
+    Widths("5a", 352, 192, 320, 160, 224, "avg", 128),
+    Widths("5b", 352, 192, 320, 192, 224, "max", 128),
 )
 MODULES = tuple(row.name for row in TABLE)
 SMALL = ("3c", "4a", "4e", "5b")  # For small images: one module a resolution, and both reductions.
@@ -90,7 +90,7 @@ class Inception(nn.Module):
         modules: tuple[str, ...] = MODULES,
     ) -> None:
         super().__init__()
-        rows = _rows(modules, width)
+        rows = _widths(modules, width)
         _check_known("per_activation", per_activation, modules)
         _check_known("activation", (activation,), ("relu", "sigmoid"))
         block = _Block(batch_norm, activation)
@@ -115,7 +115,7 @@ class Inception(nn.Module):
 class Module(nn.Module):
     """One row of the table: four concatenated branches. At stride 2 there is no 1x1, and the pool passes through."""
 
-    def __init__(self, inputs: int, row: Row, block: _Block) -> None:
+    def __init__(self, inputs: int, row: Widths, block: _Block) -> None:
         super().__init__()
         self.stride = 1 if row.projection else 2
         # The branches' last convolutions put out the reduced map, the others a map of the input's size.
@@ -202,15 +202,15 @@ def _stem(block: _Block, channels: int, size: int, width: float, lrn: bool) -> t
     return nn.Sequential(*layers), second, size
 
 
-def _rows(modules: tuple[str, ...], width: float) -> list[Row]:
+def _widths(modules: tuple[str, ...], width: float) -> list[Widths]:
     _check_known("modules", modules, MODULES)
     if len(set(modules)) < len(modules):
         raise BatchNormError(f"modules: each at most once; got {' '.join(modules)}")
     table = {row.name: row for row in TABLE}
-    return [_scaled_row(table[name], width) for name in modules]
+    return [_scaled_widths(table[name], width) for name in modules]
 
 
-def _scaled_row(row: Row, width: float) -> Row:
+def _scaled_widths(row: Widths, width: float) -> Widths:
     widths = {name: _scaled(value, width) for name, value in vars(row).items() if isinstance(value, int)}
     return replace(row, **widths)
 
