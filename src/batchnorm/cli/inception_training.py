@@ -8,7 +8,7 @@ from threading import Event
 from ..escape import printable
 from ..paper.images.sources import open_both
 from ..paper.inception.jobs import Job
-from ..paper.inception.records import TrainingRow
+from ..paper.inception.records import TrainingFields
 from ..paper.inception.trainer import Trainer, run_variant
 from ..paper.show.inception_terminal import training_bar
 from ..paper.training.processes import Processes
@@ -41,7 +41,7 @@ def _train(job: Job, trainer: Trainer, stop: Event) -> None:
         return
     run = Run(job.folder)
     print(f"Run folder: {printable(run.folder)}", flush=True)
-    done = max((row["step"] for row in run.rows(TrainingRow)), default=0)
+    done = max((row["step"] for row in run.rows(TrainingFields)), default=0)
     images_per_step = job.config.batch_size * trainer.processes.world_size
     with run.claimed(), training_bar(job, done, images_per_step) as bar:
         run_variant(trainer, run, stop, bar.report, bar.progress)

@@ -10,10 +10,11 @@ from ..escape import printable
 from ..paper.mnist.config import MnistConfig, config_to_json
 from ..paper.mnist.data import Mnist
 from ..paper.mnist.experiment import run_mnist
-from ..paper.mnist.records import ARMS, ArmRow, SweepRow, last_step
-from ..paper.mnist.sweep import best_table, run_sweep, settings
+from ..paper.mnist.records import ARMS, ArmFields, SweepFields, last_step
+from ..paper.mnist.sweep import run_sweep, settings
 from ..paper.show.mnist_figures import figure1, heat_map
-from ..paper.show.mnist_report import steps_table, write_mnist_report
+from ..paper.show.mnist_report import write_mnist_report
+from ..paper.show.mnist_tables import best_table, steps_table
 from ..paper.show.mnist_terminal import arm_bars, sweep_bar
 from ..paper.show.terminal import print_paths, print_table
 from ..paper.training.run import Run
@@ -26,7 +27,7 @@ def train_arms(config: MnistConfig, data: Mnist, run: Run) -> None:
         StorageError: The run folder cannot be written.
     """
     print(f"Run folder: {printable(run.folder)}")
-    with arm_bars(config.steps, run.rows(ArmRow)) as report:
+    with arm_bars(config.steps, run.rows(ArmFields)) as report:
         rows = run_mnist(config, data, run, report, Event())
     if not rows:
         _stop_early(run)
@@ -45,7 +46,7 @@ def train_sweep(config: MnistConfig, data: Mnist, run: Run) -> None:
     """
     print(f"Run folder: {printable(run.folder)}")
     total = len(settings(config))
-    with sweep_bar(total, len(run.rows(SweepRow))) as report:
+    with sweep_bar(total, len(run.rows(SweepFields))) as report:
         rows = run_sweep(config, data, run, report, Event())
     if rows:
         pictures = heat_map(rows, run.folder)

@@ -16,7 +16,7 @@ from batchnorm.paper.mnist import sweep
 from batchnorm.paper.mnist.config import MnistConfig, config_to_json
 from batchnorm.paper.mnist.data import load_mnist
 from batchnorm.paper.mnist.experiment import run_mnist
-from batchnorm.paper.mnist.records import ArmRow, SweepRow
+from batchnorm.paper.mnist.records import ArmFields, SweepFields
 from batchnorm.paper.training.run import Run
 from batchnorm.paper.training.settings import digest, saved_settings
 
@@ -255,7 +255,7 @@ def test_a_row_of_a_sweep_of_another_kind_is_one_line(tmp_path, monkeypatch, row
 def test_every_committed_run_is_readable(folder):
     run, experiment, saved = Run.open(folder)
     config = saved_settings(MnistConfig, saved, run.config, experiment)
-    assert run.rows(ArmRow if experiment == "mnist" else SweepRow)[-1]["step"] == config.steps
+    assert run.rows(ArmFields if experiment == "mnist" else SweepFields)[-1]["step"] == config.steps
 
 
 JSON = st.recursive(

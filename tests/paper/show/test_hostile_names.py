@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from support.records import arm_rows, comparison, evaluation, record
 
-from batchnorm.paper.inception.comparison import fig4_table
 from batchnorm.paper.show.inception_report import write_inception_report
+from batchnorm.paper.show.inception_tables import fig4_table
 from batchnorm.paper.show.mnist_report import write_mnist_report
 from batchnorm.paper.show.terminal import print_paths, print_table
 

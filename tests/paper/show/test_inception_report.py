@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 from support.records import comparison, evaluation, longest_cells, record
 
-from batchnorm.paper.inception.comparison import fig3_table
 from batchnorm.paper.show.inception_report import write_inception_report
+from batchnorm.paper.show.inception_tables import fig3_table
 
 HOSTILE = "<img src=x onerror=fail()><script>fail()<'\">&amp;"
 

@@ -4,18 +4,11 @@ import pytest
 from support.records import arm_rows
 
 from batchnorm.errors import StorageError
-from batchnorm.paper.show.mnist_report import steps_table, write_mnist_report
+from batchnorm.paper.show.mnist_report import write_mnist_report
+from batchnorm.paper.show.mnist_tables import steps_table
 
 QUANTILES = ["p15", "p50", "p85"]
 PANELS = [(0, ["test_accuracy"], ("plain", "bn")), (1, QUANTILES, ("plain",)), (2, QUANTILES, ("bn",))]
-
-
-def test_steps_table():
-    head, plain, normalized = steps_table(arm_rows())
-    assert head == ["", "steps to 90%", "steps to 95%", "steps to 97%", "best", "last"]
-    # 0.93 - 0.3 * 2^(-s/200) >= 0.9 from s = 664 on, 0.98 - … >= 0.9, 0.95, 0.97 from 381, 664, 981.
-    assert plain == ["without BN", "700", "not reached", "not reached", "92.97%", "92.97%"]
-    assert normalized[:4] == ["with BN", "400", "700", "1,000"]
 
 
 def test_a_page_that_cannot_be_written_is_an_error_of_storage(tmp_path):

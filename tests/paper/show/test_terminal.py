@@ -7,7 +7,7 @@ import torch
 from rich.progress import Progress
 from support.records import evaluation, longest_cells, record
 
-from batchnorm.paper.inception.comparison import fig3_table, fig4_table
+from batchnorm.paper.show.inception_tables import fig3_table, fig4_table
 from batchnorm.paper.show.inception_terminal import TrainingBar, evaluation_bar, print_evaluation, training_bar
 from batchnorm.paper.show.mnist_terminal import arm_bars, sweep_bar
 from batchnorm.paper.show.terminal import print_paths, print_table

@@ -10,7 +10,7 @@ from ..training.checkpoint import Header
 
 
 @dataclass(frozen=True)
-class TrainingRow:
+class TrainingFields:
     """The fields of one measurement. The row of a divergence has the first three alone."""
 
     step: Step
@@ -24,7 +24,7 @@ class TrainingRow:
 
 
 @dataclass(frozen=True)
-class EvaluationRow:
+class EvaluationFields:
     """The fields of one evaluated run or ensemble."""
 
     name: str

@@ -27,7 +27,7 @@ from ..training.rows import Row
 from ..training.run import Run
 from .jobs import CHECKPOINT
 from .network import Inception
-from .records import TrainingHeader, TrainingRow
+from .records import TrainingFields, TrainingHeader
 from .scores import count_hits
 from .settled import Settled, run_digest
 from .variants import SGD_MOMENTUM, Variant, learning_rate, rescaled
@@ -247,7 +247,7 @@ def run_variant(
     if run is not None:
         checkpoint = run.checkpoint(CHECKPOINT, run_digest(trainer.config, trainer.variant), TrainingHeader)
         reached = (checkpoint.load() or {"step": -1})["step"]
-        run.replace_rows([row for row in run.rows(TrainingRow) if row["step"] <= reached])
+        run.replace_rows([row for row in run.rows(TrainingFields) if row["step"] <= reached])
 
     def record(row: Row) -> None:
         if run is not None:

@@ -22,7 +22,7 @@ from .data import Mnist, load_mnist
 from .measure import measure
 from .network import network
 from .parallel import in_parallel
-from .records import ARMS, ArmRow
+from .records import ARMS, ArmFields
 
 EXPERIMENT = "mnist"
 UNIT = 0  # the "typical" sigmoid of Fig. 1 (b, c), chosen before any result was seen
@@ -121,7 +121,7 @@ def _rows_to_keep(run: Run, config: MnistConfig, checkpoints: Mapping[str, Check
     Raises:
         BatchNormError: A row before a checkpoint is missing. Nothing would measure it again.
     """
-    rows = run.rows(ArmRow)
+    rows = run.rows(ArmFields)
     kept = []
     for arm, checkpoint in checkpoints.items():
         reached = (checkpoint.load() or {"step": -1})["step"]

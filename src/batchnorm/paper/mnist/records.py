@@ -15,7 +15,7 @@ PERCENTILES = (15, 50, 85)  # of the input of one sigmoid, Fig. 1 (b, c)
 
 
 @dataclass(frozen=True)
-class ArmRow:
+class ArmFields:
     """The fields of one measurement. A number that was not finite is None."""
 
     step: Step
@@ -28,7 +28,7 @@ class ArmRow:
 
 
 @dataclass(frozen=True)
-class SweepRow(ArmRow):
+class SweepFields(ArmFields):
     """The fields of one training of the sweep."""
 
     lr: Positive

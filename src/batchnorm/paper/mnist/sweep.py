@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
-from statistics import mean
 from threading import Event
 from typing import NamedTuple
 
@@ -17,7 +16,7 @@ from .config import MnistConfig
 from .data import Mnist
 from .experiment import ArmTraining
 from .parallel import in_parallel
-from .records import ARMS, LABELS, SweepRow, grid_means
+from .records import ARMS, SweepFields
 
 LRS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 STDS = (0.01, 0.03, 0.1, 0.3, 1.0)
@@ -62,7 +61,7 @@ def run_sweep(base: MnistConfig, data: Mnist, run: Run, report: Callable[[Row], 
         BatchNormError: A line of the records is damaged or no row of a sweep.
         StorageError: The run folder cannot be written.
     """
-    rows = run.rows(SweepRow)
+    rows = run.rows(SweepFields)
     run.replace_rows(rows)  # drops a last line that a kill cut short
     done = set(map(_setting, rows))
     jobs = [setting for setting in settings(base) if setting not in done]
@@ -84,19 +83,6 @@ def run_sweep(base: MnistConfig, data: Mnist, run: Run, report: Callable[[Row], 
     rows = sorted(run.rows(), key=_setting)
     run.replace_rows(rows)
     return rows
-
-
-def best_table(rows: list[Row]) -> list[list[str]]:
-    """Return a header and a line an arm: its best setting, and the test accuracy there over seeds."""
-    table = [["", "learning rate", "initial std", "mean", "worst seed", "best seed"]]
-    for arm in ARMS:
-        means = grid_means(rows, arm)
-        if means:
-            lr, std = max(means, key=lambda setting: means[setting])
-            found = [row["test_accuracy"] for row in rows if (row["lr"], row["std"], row["arm"]) == (lr, std, arm)]
-            accuracies = (f"{accuracy:.2%}" for accuracy in (mean(found), min(found), max(found)))
-            table.append([LABELS[arm], f"{lr:g}", f"{std:g}", *accuracies])
-    return table
 
 
 def _setting(row: Row) -> Setting:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..inception.comparison import Record, band, by_variant, fig3_table, fig4_table
+from ..inception.comparison import Record, band, by_variant
 from .chart import Chart, Curve, Spread, html_charts
 from .html import Section, html_table, write_page
+from .inception_tables import FIG3_TITLE, FIG4_TITLE, fig3_table, fig4_table
 from .styles import VARIANT_STYLES
 
-FIG3_TITLE = "Figure 3: steps to the plain network's best, and the best"
-FIG4_TITLE = "Figure 4: crops and ensembles"
 _ABOUT = """Ioffe and Szegedy, 2015, Sec. 4.2, computed by <code>batchnorm inception</code>: the Inception network of
 Fig. 5 and its batch-normalized variants. Top-1 is over all validation images, one crop each, by population statistics
 estimated from training images. Lines are means over seeds; bands reach from the worst seed to the best."""

@@ -10,12 +10,13 @@ from time import monotonic
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from ..inception.comparison import fig3_table, fig4_table, read_records
+from ..inception.comparison import read_records
 from ..inception.jobs import Job
 from ..training.rows import Row
 from ..training.run import new_folder
 from .inception_figures import figure2
-from .inception_report import FIG3_TITLE, FIG4_TITLE, write_inception_report
+from .inception_report import write_inception_report
+from .inception_tables import FIG3_TITLE, FIG4_TITLE, fig3_table, fig4_table
 from .terminal import print_paths, print_table
 
 REFRESH_SECONDS = 0.5

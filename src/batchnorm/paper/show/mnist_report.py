@@ -7,32 +7,18 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from ..mnist.records import ARMS, LABELS, PERCENTILES, series, steps_to
+from ..mnist.records import ARMS, LABELS, PERCENTILES, series
 from ..training.rows import Row
 from .chart import Chart, Curve, Spread, html_charts
 from .html import Section, html_table, write_page
 from .mnist_figures import accuracy_floor
+from .mnist_tables import STEPS_TITLE, steps_table
 from .styles import ARM_STYLES, PERCENTILE_DASHES, Style
 
-LEVELS = (0.90, 0.95, 0.97)
-TABLE_TITLE = "Training steps to a test accuracy, and the best"
 _ABOUT = """Ioffe and Szegedy, 2015, Sec. 4.1, computed by <code>batchnorm mnist</code>: the same network,
 784-100-100-100-10 with sigmoids, with and without batch normalization. Both start from the same weights and train on
 the same mini-batches. (b, c): 15th, 50th and 85th percentile, over the test images, of the input of one sigmoid in the
 last hidden layer. The test images are normalized by moving averages of the training statistics, never by their own."""
-
-
-def steps_table(rows: list[Row]) -> list[list[str]]:
-    """Return a header and a line an arm: steps to each of `LEVELS`, and the best and the last test accuracy."""
-    table = [["", *(f"steps to {level:.0%}" for level in LEVELS), "best", "last"]]
-    for arm in ARMS:
-        _, accuracies = series(rows, arm, "test_accuracy")
-        if not accuracies:
-            continue
-        reached = (steps_to(rows, arm, level) for level in LEVELS)
-        cells = ["not reached" if step is None else f"{step:,}" for step in reached]
-        table.append([LABELS[arm], *cells, f"{max(accuracies):.2%}", f"{accuracies[-1]:.2%}"])
-    return table
 
 
 def write_mnist_report(rows: list[Row], settings: dict[str, Any], folder: Path) -> Path:
@@ -44,7 +30,7 @@ def write_mnist_report(rows: list[Row], settings: dict[str, Any], folder: Path) 
     listed = ", ".join(f"{name} {value}" for name, value in _flat(settings) if value is not None)
     sections = [
         Section("Figure 1: test accuracy, and the input of one sigmoid", html_charts(_charts(rows))),
-        Section(TABLE_TITLE, html_table(TABLE_TITLE, steps_table(rows))),
+        Section(STEPS_TITLE, html_table(STEPS_TITLE, steps_table(rows))),
     ]
     return write_page(folder, "Batch Normalization on MNIST: Figure 1", _ABOUT, sections, f"Settings: {listed}.")
 

@@ -16,7 +16,7 @@ from ...errors import BatchNormError, StorageError
 from ...files import read_regular
 from .validation import checked, shown
 
-Row = dict[str, Any]
+Row = dict[str, Any]  # the JSON values of one line
 MOST_BYTES = 2**30  # of a file of records
 _BLOCK = 4096
 
