@@ -8,6 +8,7 @@ import sys
 import warnings
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -584,8 +585,21 @@ def test_a_network_that_is_random_in_eval_is_refused():
 
 
 def test_what_is_no_module_is_refused():
-    with pytest.raises(bn.BatchNormError, match=r"wanted a torch\.nn\.Module that runs in Python; got function"):
+    with pytest.raises(bn.BatchNormError, match=r"wanted a network, a torch\.nn\.Module; got function"):
         bn.fold(lambda x: x, torch.randn(IMAGE))  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("tolerance", [-1e-4, float("nan"), "1e-4", True])
+def test_a_tolerance_that_is_no_number_of_zero_or_more_is_refused(tolerance):
+    with pytest.raises(bn.BatchNormError, match=f"tolerance must be a number of 0 or more.*got {tolerance!r}"):
+        bn.fold(nn.Sequential(nn.ReLU()), torch.randn(2), tolerance=tolerance)
+
+
+def test_a_network_without_batch_norm_says_so():
+    result = bn.fold(nn.Sequential(nn.Linear(4, 4), nn.ReLU()), torch.randn(FLAT), tolerance=np.float64(0.0))
+    found, counts = str(result).splitlines()
+    assert found == "no batch normalization found"
+    assert counts.startswith("0 folded, 0 affine, 0 kept; relative error 0.0e+00 in float32")
 
 
 def test_inputs_that_do_not_fit_are_refused():

@@ -592,3 +592,7 @@ def test_a_network_that_cannot_be_traced_is_an_error():
 )
 def test_the_summary_counts_and_says_why_nothing_was_inserted(layers, summary):
     assert str(bn.insert(nn.Sequential(*layers), torch.randn(2, 3, 4, 4))).splitlines()[-1].startswith(summary)
+
+
+def test_a_network_without_a_place_says_so_in_place_of_the_table():
+    assert str(bn.insert(nn.Conv2d(3, 3, 1), torch.randn(2, 3, 4, 4))).splitlines()[0] == "no place for one found"

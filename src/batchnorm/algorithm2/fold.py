@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Literal
 
 import torch
@@ -111,7 +112,8 @@ def fold(model: nn.Module, example_inputs: Any, *, tolerance: float | None = Non
         The new model, a row per batch normalization, and the measured error.
 
     Raises:
-        BatchNormError: The network cannot be traced, or the error is above `tolerance`.
+        BatchNormError: `tolerance` is no number of 0 or more, the network cannot be traced, or the error is above
+            `tolerance`.
 
     Example:
         >>> import torch
@@ -123,6 +125,7 @@ def fold(model: nn.Module, example_inputs: Any, *, tolerance: float | None = Non
         >>> result.model(torch.randn(5, 3, 32, 32)).shape
         torch.Size([5, 8, 30, 30])
     """
+    _check_tolerance(tolerance)
     network = trace(model, example_inputs)
     composer = Composer(network)
     composer.run()
@@ -138,6 +141,12 @@ def fold(model: nn.Module, example_inputs: Any, *, tolerance: float | None = Non
             "The network may multiply small differences (allow more), or do what its graph does not show."
         )
     return FoldResult(folded, tuple(_row(composer, node) for node in composer.norms), worst, errors)
+
+
+def _check_tolerance(tolerance: object) -> None:
+    number = isinstance(tolerance, Real) and not isinstance(tolerance, bool)
+    if tolerance is not None and not (number and tolerance >= 0):  # NaN is not
+        raise BatchNormError(f"tolerance must be a number of 0 or more, or None for the default; got {tolerance!r}")
 
 
 def _row(composer: Composer, node: fx.Node) -> FoldRow:

@@ -91,7 +91,7 @@ class InsertResult:
 
     def __str__(self) -> str:
         cells = [(row.name, row.outcome, row.layer, row.bias, row.reason) for row in self.rows]
-        table = format_table(("name", "outcome", "layer", "bias", "reason"), cells)
+        table = format_table(("name", "outcome", "layer", "bias", "reason"), cells, empty="no place for one found")
         skipped = [f"{row.name}: {row.reason}" for row in self.rows if row.outcome == "skipped"]
         why = "" if self.inserted else f": {printable(first_few(skipped, 3)) or 'the network has no nonlinearity'}"
         error = "" if self.max_error is None else f"\nlargest relative error: {self.max_error:.1e}"

@@ -22,7 +22,9 @@ def count(rows: Iterable[Row], outcome: str) -> int:
     return sum(row.outcome == outcome for row in rows)
 
 
-def format_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+def format_table(
+    header: Sequence[str], rows: Iterable[Sequence[object]], empty: str = "no batch normalization found"
+) -> str:
     """Align rows in columns, one line per row, without trailing spaces.
 
     Text is aligned to the left and numbers to the right. Floats have four significant digits. Control characters in
@@ -31,8 +33,11 @@ def format_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str
     Arguments:
         header: The names of the columns.
         rows: One cell per column. None prints as an empty cell.
+        empty: The line to return if there are no rows.
     """
     rows = list(rows)
+    if not rows:
+        return empty
     numeric = [any(isinstance(row[i], int | float) for row in rows) for i in range(len(header))]
     lines = [list(header), *([_cell(value) for value in row] for row in rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
