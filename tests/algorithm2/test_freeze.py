@@ -362,12 +362,21 @@ def test_outcomes_tell_the_state_now_not_the_last_call():
 def test_the_result_prints_as_a_table():
     lines = str(bn.freeze(every_kind(), affine=False)).splitlines()
     assert lines[0].split() == ["name", "outcome", "kind", "statistics", "affine", "reason"]
-    assert [line.split(maxsplit=5) for line in lines[2:]] == [
+    assert [line.split(maxsplit=5) for line in lines[2:-1]] == [
         ["0", "partly", "BatchNorm2d", "frozen", "free"],
         ["1", "frozen", "BatchNorm1d", "frozen", "none"],
         ["2", "free", "BatchNorm3d", "none", "free"],
         ["3", "free", "BatchNorm2d", "none", "none", "has no running statistics and no parameters"],
     ]
+    assert lines[-1] == "after freeze: 1 frozen, 1 partly, 2 free"
+
+
+def test_the_table_is_true_after_the_block_that_restored():
+    with bn.freeze(every_kind()) as result:
+        inside = str(result)
+    assert str(result) == inside
+    assert inside.splitlines()[-1] == "after freeze: 3 frozen, 0 partly, 1 free"
+    assert str(bn.unfreeze(result.model)).splitlines()[-1] == "after unfreeze: 0 frozen, 0 partly, 4 free"
 
 
 # --- with the rest ---

@@ -424,7 +424,8 @@ def test_the_result_prints_as_a_table(net):
         *("name", "outcome", "values", "mean shift (old std)", "std ratio, min", "max", "reason")
     ]
     assert re.split("  +", lines[2])[-1] == "in eval, the network in training mode"
-    assert [line.split()[:3] for line in lines[2:]] == [["bn1", "kept", "0"], ["bn2", "recalibrated", "16"]]
+    assert [line.split()[:3] for line in lines[2:4]] == [["bn1", "kept", "0"], ["bn2", "recalibrated", "16"]]
+    assert lines[4:] == ["1 recalibrated, 1 kept"]
 
 
 def test_the_result_counts_the_outcomes(net):

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import BatchNormError
+from ..graph.batches import check_module
 from .results import count, format_table
 
 if TYPE_CHECKING:
@@ -22,15 +23,15 @@ _REQUIRES_GRAD = "requires_grad_before_freeze"
 
 @dataclass(frozen=True)
 class FreezeRow:
-    """Tell what of one BN layer is frozen now.
+    """Tell what of one BN layer was frozen when the call returned.
 
     Arguments:
         name: The name of the layer in the network.
-        outcome: "frozen" if all the layer has is frozen, "free" if nothing is, else "partly".
+        outcome: "frozen" if all the layer has was frozen, "free" if nothing was, else "partly".
         reason: Why there is nothing to freeze, or "".
         kind: The class of the layer.
-        statistics: True if the running statistics are frozen, None if the layer has none.
-        affine: True if gamma and beta are frozen, None if the layer has neither.
+        statistics: True if the running statistics were frozen, None if the layer has none.
+        affine: True if gamma and beta were frozen, None if the layer has neither.
     """
 
     name: str
@@ -58,6 +59,7 @@ class FreezeResult:
         name  outcome  kind         statistics  affine  reason
         ----  -------  -----------  ----------  ------  ------
         1     partly   BatchNorm1d  frozen      free
+        after freeze: 0 frozen, 1 partly, 0 free
         >>> result.partly
         1
         >>> model[1].training
@@ -66,27 +68,29 @@ class FreezeResult:
 
     model: nn.Module
     rows: tuple[FreezeRow, ...]
+    _call: Literal["freeze", "unfreeze"] = field(repr=False)
     _before: list[tuple[_BatchNorm, bool, bool]] = field(repr=False)
 
     @property
     def frozen(self) -> int:
-        """Return the number of layers that are frozen whole."""
+        """Return the number of layers that were frozen whole."""
         return count(self.rows, "frozen")
 
     @property
     def partly(self) -> int:
-        """Return the number of layers that are frozen in part."""
+        """Return the number of layers that were frozen in part."""
         return count(self.rows, "partly")
 
     @property
     def free(self) -> int:
-        """Return the number of layers of which nothing is frozen."""
+        """Return the number of layers of which nothing was frozen."""
         return count(self.rows, "free")
 
     def __str__(self) -> str:
         words = {True: "frozen", False: "free", None: "none"}
         cells = [(r.name, r.outcome, r.kind, words[r.statistics], words[r.affine], r.reason) for r in self.rows]
-        return format_table(("name", "outcome", "kind", "statistics", "affine", "reason"), cells)
+        table = format_table(("name", "outcome", "kind", "statistics", "affine", "reason"), cells)
+        return f"{table}\nafter {self._call}: {self.frozen} frozen, {self.partly} partly, {self.free} free"
 
     def __enter__(self) -> Self:
         return self
@@ -125,7 +129,7 @@ def freeze(model: nn.Module, *, statistics: bool = True, affine: bool = True) ->
         The model and one row per BN layer. It prints as a table.
 
     Raises:
-        BatchNormError: The network has no BN layer.
+        BatchNormError: `model` is no network, or has no BN layer.
 
     Example:
         >>> import torch
@@ -153,7 +157,7 @@ def unfreeze(model: nn.Module, *, statistics: bool = True, affine: bool = True) 
         The model and one row per BN layer. It prints as a table.
 
     Raises:
-        BatchNormError: The network has no BN layer.
+        BatchNormError: `model` is no network, or has no BN layer.
 
     Example:
         >>> import torch
@@ -196,16 +200,18 @@ class _HeldInEval:
 
 
 def _set(model: nn.Module, frozen: bool, statistics: bool, affine: bool) -> FreezeResult:
+    check_module(model)
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, _BatchNorm)}
+    call = "freeze" if frozen else "unfreeze"
     if not layers:
-        raise BatchNormError(f"{type(model).__name__} has no BatchNorm layer to {'freeze' if frozen else 'unfreeze'}")
+        raise BatchNormError(f"{type(model).__name__} has no BatchNorm layer to {call}")
     before = [(layer, statistics_frozen(layer), affine_frozen(layer)) for layer in layers.values()]
     for layer in layers.values():
         if statistics:
             _set_statistics(layer, frozen)
         if affine:
             _set_affine(layer, frozen)
-    return FreezeResult(model, tuple(_row(name, layer) for name, layer in layers.items()), before)
+    return FreezeResult(model, tuple(_row(name, layer) for name, layer in layers.items()), call, before)
 
 
 def _row(name: str, layer: _BatchNorm) -> FreezeRow:

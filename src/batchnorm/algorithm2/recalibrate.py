@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import BatchNormError, first_few
 from ..escape import printable
-from ..graph.batches import check_batches, run_batch
+from ..graph.batches import check_batches, check_module, run_batch
 from .choices import Estimator
 from .estimator import Estimate
 from .freeze import statistics_frozen
@@ -85,7 +85,8 @@ class RecalibrateResult:
     def __str__(self) -> str:
         header = ("name", "outcome", "values", "mean shift (old std)", "std ratio, min", "max", "reason")
         cells = [(r.name, r.outcome, r.values, r.mean_shift, r.std_low, r.std_high, r.reason) for r in self.rows]
-        return "\n".join([format_table(header, cells), *map(printable, self.left_out)])
+        counts = f"{self.recalibrated} recalibrated, {self.kept} kept"
+        return "\n".join([format_table(header, cells), counts, *map(printable, self.left_out)])
 
 
 def recalibrate(
@@ -128,8 +129,8 @@ def recalibrate(
         The model and one row per BN layer. It prints as a table of how far the statistics moved.
 
     Raises:
-        BatchNormError: The estimator is unknown, there is no BN layer to recalibrate, the network does not run on a
-            batch, or no batch could be used.
+        BatchNormError: `model` is no network, the estimator is unknown, there is no BN layer to recalibrate, the
+            network does not run on a batch, or no batch could be used.
         PeerError: Another process failed.
 
     Example:
@@ -141,9 +142,11 @@ def recalibrate(
         name  outcome       values  mean shift (old std)  std ratio, min    max  reason
         ----  ------------  ------  --------------------  --------------  -----  ------
         0     recalibrated       4                     6           2.582  5.164
+        1 recalibrated, 0 kept
         >>> model[0].running_mean
         tensor([4., 6.])
     """
+    check_module(model)
     # DistributedDataParallel broadcasts buffers before a forward. A process without batches would keep it waiting.
     bare = model.module if isinstance(model, DistributedDataParallel) else model
     try:

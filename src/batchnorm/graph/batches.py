@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
@@ -12,6 +13,18 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ..errors import BatchNormError, first_line
+
+
+def check_module(model: object) -> None:
+    """Raise BatchNormError if `model` is no network. The message says what came and what to give."""
+    if isinstance(model, nn.Module):
+        return
+    got, advice = type(model).__name__, "Give the network itself"
+    if isinstance(model, type):
+        got, advice = f"the class {model.__name__}", f"Make a network of it first, {model.__name__}(...)"
+    elif isinstance(model, Mapping):
+        advice = "Load the tensors into a network, model.load_state_dict(...), and give that"
+    raise BatchNormError(f"wanted a network, a torch.nn.Module; got {got}. {advice}")
 
 
 def check_batches(batches: Iterable[Any]) -> None:
@@ -47,11 +60,20 @@ def run_batch(model: nn.Module, batch: Any) -> Any:
     except torch.OutOfMemoryError:
         raise  # the batch fits the network, but not the device
     except Exception as error:
-        raise does_not_run(model, f"a batch of {described(inputs)}", error, list_advice(batch)) from error
+        names = [] if isinstance(inputs, dict) else needed_arguments(model)
+        several = f" Its forward needs {', '.join(names)}: give batches as dicts of these names." if names[1:] else ""
+        raise does_not_run(model, f"a batch of {described(inputs)}", error, list_advice(batch) + several) from error
 
 
 def _is_list_of_tensors(value: Any) -> bool:
     return isinstance(value, tuple | list) and bool(value) and all(isinstance(each, Tensor) for each in value)
+
+
+def needed_arguments(model: nn.Module) -> list[str]:
+    """List the arguments of the network's forward that have no default. `*args` and `**kwargs` are none."""
+    parameters = inspect.signature(model.forward).parameters.values()
+    several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [each.name for each in parameters if each.default is each.empty and each.kind not in several]
 
 
 def list_advice(values: Any) -> str:

@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 
 from ..errors import BatchNormError, first_line
 from ..layers import FusedBatchNorm
-from .batches import described, does_not_run, in_eval, list_advice
+from .batches import check_module, described, does_not_run, in_eval, list_advice, needed_arguments
 from .compare import SAME, Call, copied, doubled, largest_error, run
 from .network import Network
 from .symbolic import Traced, trace_symbolically
@@ -92,16 +92,22 @@ def _call(model: nn.Module, example_inputs: Any) -> Call:
     try:
         inspect.signature(model.forward).bind(*args, **kwargs)
     except TypeError as error:
+        names = ", ".join(needed_arguments(model))
+        known = f"It needs {names}: give the tuple ({names})"
+        wanted = known if "," in names else "Give a tensor, a tuple of arguments"
         raise BatchNormError(
-            f"example_inputs do not fit {type(model).__name__}.forward: {error}. "
-            "Give a tensor, a tuple of arguments or a dict of named ones."
+            f"example_inputs do not fit {type(model).__name__}.forward: {error}. {wanted} or a dict of named ones."
         ) from error
     return args, kwargs
 
 
 def _check_model(model: nn.Module) -> None:
-    if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
-        raise BatchNormError(f"wanted a torch.nn.Module that runs in Python; got {type(model).__name__}")
+    check_module(model)
+    if isinstance(model, torch.jit.ScriptModule):
+        raise BatchNormError(
+            f"wanted a network that runs in Python; got {type(model).__name__}. "
+            "Give it as it was before torch.jit.script or torch.jit.trace"
+        )
     wrapped = "module" if isinstance(model, DataParallel | DistributedDataParallel) else "_orig_mod"  # torch.compile's
     if wrapped in model._modules and type(model).__module__.startswith("torch."):
         raise BatchNormError(f"{type(model).__name__} wraps the network; give the network itself, model.{wrapped}")
