@@ -43,6 +43,15 @@ def test_waiting_is_shown_unless_it_is_negligible(capsys):
     assert "step 9: diverged at step 9" in lines
 
 
+def test_an_accuracy_that_is_gone_is_shown_no_more(capsys):
+    with training_bar(record("bn-x5", 0.9).job, 0, 16) as bar:
+        bar.report({"step": 4, "top1": 0.5, "waited": 0.0})
+        bar.report({"step": 8, "top1": None, "waited": 0.0})
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert "step 8: no accuracy: the network's output is not finite" in lines
+    assert not any("top-1" in line for line in lines if not line.startswith("step 4"))
+
+
 def test_the_speed_is_that_of_all_processes(monkeypatch):
     seconds = iter([0.0, 0.25, 2.0, 2.0])
     monkeypatch.setattr("batchnorm.paper.show.inception_terminal.monotonic", lambda: next(seconds))

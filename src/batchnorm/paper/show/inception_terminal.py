@@ -54,7 +54,9 @@ class TrainingBar:
         """Show the accuracy of a measurement, and the share of time that training waited for images."""
         if row.get("diverged"):
             self._bars.update(self._bar, accuracy=f"diverged at step {row['step']:,}")
-        elif row["top1"] is not None:
+        elif row["top1"] is None:
+            self._bars.update(self._bar, accuracy="no accuracy: the network's output is not finite")
+        else:
             waits = f", {row['waited']:.0%} waiting for images" if row["waited"] > NEGLIGIBLE_WAIT else ""
             self._bars.update(self._bar, accuracy=f"top-1 {row['top1']:.2%}{waits}")
         if not self._bars.console.is_terminal:
