@@ -7,7 +7,7 @@ import pytest
 
 import batchnorm as bn
 from batchnorm.cli import main
-from batchnorm.errors import DownloadError, Failure, PeerError, StorageError, first_few, first_line
+from batchnorm.errors import DownloadError, Failure, PeerError, StorageError, did_you_mean, first_few, first_line
 
 
 @pytest.mark.parametrize(
@@ -42,3 +42,8 @@ def test_first_line_drops_what_torch_adds():
 def test_first_few_counts_the_rest():
     assert first_few(["a", "b"], 2) == "a; b"
     assert first_few(["a", "b", "c", "d"], 2) == "a; b; and 2 more"
+
+
+def test_did_you_mean_names_the_nearest_or_nothing():
+    assert did_you_mean("flod", ["mnist", "fold", "insert"]) == ". Did you mean 'fold'?"
+    assert did_you_mean("unlike", ["fold"]) == ""

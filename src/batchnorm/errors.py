@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 
 
 class Failure(Exception):
@@ -34,3 +35,9 @@ def first_few(parts: Sequence[str], count: int = 5) -> str:
     """Join the first `count` parts of a message, and say how many more there are."""
     more = [f"and {len(parts) - count} more"] if len(parts) > count else []
     return "; ".join([*parts[:count], *more])
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """Return a question with the nearest of `names`, to append to a message. Return "" if none is near."""
+    found = get_close_matches(name, list(names), n=1)
+    return f". Did you mean {found[0]!r}?" if found else ""

@@ -429,7 +429,8 @@ def test_where(where, places):
 
 
 def test_a_name_that_holds_no_place_is_an_error():
-    with pytest.raises(bn.BatchNormError, match=r"where='feature' names no place.*'features\.0', 'features\.3'"):
+    message = r"where='feature' names no place.*'features\.3'.*\. Did you mean 'features'\?$"
+    with pytest.raises(bn.BatchNormError, match=message):
         bn.insert(Net(), IMAGES, where=["head", "feature"])
 
 

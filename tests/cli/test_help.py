@@ -48,7 +48,12 @@ def test_help_explains_every_option(helps, name, option):
     option = option.replace("_", "-")
     found = re.search(rf" --{option},? ((?:(?!\(default: ).)*?)\((?:default: |required\))", options(helps[name]))
     assert found
-    assert len(re.findall(r" [a-z]+\b", found[1])) >= 2  # words, which no metavar such as {None}|PATH has
+    assert len(re.findall(r" [a-z]+\b", found[1])) >= 2  # words, which no metavar such as PATH has
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_no_option_offers_none_as_a_value(helps, name):
+    assert "{None" not in helps[name]
 
 
 @pytest.mark.parametrize("field", fields(MnistConfig), ids=lambda field: field.name)

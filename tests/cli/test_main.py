@@ -108,4 +108,6 @@ def test_a_word_that_is_no_command_lists_the_commands(run, capsys):
     with pytest.raises(SystemExit) as exited:
         run("flod")
     assert exited.value.code == 2
-    assert "mnist, inception, evaluate, report, fold, insert," in capsys.readouterr().err
+    commands = "mnist, inception, evaluate, report, fold, insert, recalibrate"
+    line = f"batchnorm: there is no command 'flod'; wanted one of {commands}. Did you mean 'fold'?\n"
+    assert capsys.readouterr().err == line

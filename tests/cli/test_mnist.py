@@ -21,7 +21,7 @@ def test_a_run_ends_with_the_table_and_the_paths(run, tmp_path):
     [
         (["--lr", -1], "--lr must be a number from 1e-30 to 1e+30; got -1.0"),
         (["--data", "nowhere"], "nowhere has neither train-images-idx3-ubyte"),
-        (["--resume", "nowhere"], "nowhere is not the folder of a run"),
+        (["--resume", "nowhere"], "nowhere does not exist; wanted the folder of a run, which has a config.json"),
         (["--resume", "nowhere", "--lr", 1], "--resume nowhere continues with that run's own settings; give no others"),
         (["--resume", "nowhere", "--sweep"], "--resume nowhere continues with that run's own settings; give no others"),
         (["--sweep", "--lr", 1], "--sweep chooses --lr itself"),

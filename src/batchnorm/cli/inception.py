@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import tyro
 
@@ -13,10 +13,12 @@ from ..memory import keep_memory
 from ..paper.inception.config import InceptionConfig, VariantName
 from .kernels import warn_without_kernels
 
+VARIANT = f"The network, one of: {', '.join(get_args(VariantName))}. Leave it out with --resume."
+
 
 def command(
     config: Annotated[InceptionConfig, tyro.conf.arg(name="")],
-    variant: Annotated[VariantName | None, tyro.conf.Positional] = None,
+    variant: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[VARIANT]", help=VARIANT)] = None,
     out: Path | None = None,
     resume: Path | None = None,
 ) -> None:
@@ -36,7 +38,7 @@ def command(
 
     Args:
         config: The settings that decide the numbers.
-        variant: The network. Leave it out with --resume.
+        variant: The name of a variant.
         out: Folder for the results, new or empty. By default runs/inception-1, or the next free number.
         resume: Continue this run, or all runs in this folder, with their own settings.
             On the CPU, with as many processes, the records become the same, to the bit, as without the stop.

@@ -13,6 +13,7 @@ from importlib.metadata import version
 from typing import Any
 
 from .. import __version__
+from ..errors import did_you_mean
 from ..escape import printable
 from .ending import one_line_errors
 
@@ -43,7 +44,12 @@ def _run() -> None:
         command, prog = _command(name), f"batchnorm {name}"
         if escaped != arguments:  # tyro prints what it refuses: let it refuse an escaped one
             tyro.cli(wraps(command)(lambda *_args, **_options: None), prog=prog, args=escaped)
-        tyro.cli(command, prog=prog, args=arguments)
+        tyro.cli(command, prog=prog, args=arguments, config=(tyro.conf.DisallowNone,))
+    elif name and not name.startswith("-"):
+        known = ", ".join(COMMANDS)
+        line = f"batchnorm: there is no command {name!r}; wanted one of {known}{did_you_mean(name, COMMANDS)}"
+        print(printable(line), file=sys.stderr)
+        sys.exit(2)  # as for every line that the parser refuses
     else:
         summaries = {name: _summarized(_command(name)) for name in COMMANDS}
         given = [printable(name), *escaped] if name else []

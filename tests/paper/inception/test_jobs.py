@@ -1,5 +1,6 @@
 """The jobs that a command line asks for, and their folders."""
 
+import re
 import shutil
 from dataclasses import replace
 
@@ -77,6 +78,19 @@ def test_torchrun_wants_a_folder_named(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "1")
     with pytest.raises(bn.BatchNormError, match="under torchrun name the run folder, --out"):
         choose_jobs("bn-x5", replace(TINY, data="fashion"), None, None)
+
+
+def test_a_variant_that_does_not_exist_lists_all_in_order_and_the_nearest():
+    message = f"there is no variant 'bn-x31'; wanted one of {', '.join(NAMES)}. Did you mean 'bn-x30'?"
+    with pytest.raises(bn.BatchNormError, match=f"^{re.escape(message)}$"):
+        choose_jobs("bn-x31", InceptionConfig("fashion"), None, None)
+
+
+@pytest.mark.parametrize(("name", "fault"), [("gone", "does not exist"), ("file", "is no folder")])
+def test_a_folder_of_runs_that_is_none_says_so(tmp_path, name, fault):
+    (tmp_path / "file").touch()
+    with pytest.raises(bn.BatchNormError, match=rf"{name} {fault}; wanted the folder of a run, which has a config"):
+        runs([tmp_path / name])
 
 
 def test_a_command_without_variant_or_resume_is_an_error():

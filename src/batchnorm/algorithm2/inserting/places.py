@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
-from ...errors import BatchNormError
+from ...errors import BatchNormError, did_you_mean
 from ...graph.network import Network
 from ...graph.ops import AFFINE_LAYERS
 
@@ -93,7 +93,10 @@ def _affine_place(network: Network, node: fx.Node, nonlinearity: fx.Node) -> Pla
 
 def _by_name(names: Collection[str], places: list[Place | Skipped]) -> Callable[[str, nn.Module | None], bool]:
     known = [place.name for place in places if isinstance(place, Place)]
+    paths = {place[:end] for place in known for end in (*(i for i, c in enumerate(place) if c == "."), len(place))}
     for name in names:
         if not any(within(place, name) for place in known):
-            raise BatchNormError(f"where={name!r} names no place for batch normalization; there are: {known}")
+            raise BatchNormError(
+                f"where={name!r} names no place for batch normalization; there are: {known}{did_you_mean(name, paths)}"
+            )
     return lambda place, _layer: any(within(place, name) for name in names)

@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import get_args
 
-from ...errors import BatchNormError
+from ...errors import BatchNormError, did_you_mean
 from ..images.sources import has_index, open_both, save_index
 from ..training.processes import launched, restarted
-from ..training.run import Run, new_folder
+from ..training.run import Run, check_folder, new_folder
 from ..training.settings import saved_settings
 from ..training.validation import shown
 from .config import InceptionConfig, VariantName
@@ -41,11 +41,15 @@ def choose_jobs(name: str | None, config: InceptionConfig, out: Path | None, res
     """Return the jobs that a command line asks for: new ones in `out`, or those of the folder `resume`.
 
     Raises:
-        BatchNormError: The command line names neither or both, or `new_jobs` or `resumed_jobs` raises.
+        BatchNormError: The command line names neither or both, the variant is unknown, or `new_jobs` or
+            `resumed_jobs` raises.
     """
     if resume is None:
         if name is None:
             raise BatchNormError(f"name a variant, one of {', '.join(NAMES)}, or --resume a run")
+        if name not in NAMES:
+            known = ", ".join(NAMES)
+            raise BatchNormError(f"there is no variant {name!r}; wanted one of {known}{did_you_mean(name, NAMES)}")
         if not launched():
             return new_jobs(name, config, out)
         if out is None:
@@ -82,6 +86,7 @@ def resumed_jobs(folder: Path) -> list[Job]:
     Raises:
         BatchNormError: There is no job, or one of another experiment or version, or only the first of a group.
     """
+    check_folder(folder)
     if (folder / "config.json").exists():
         return [resumed_job(folder)]
     jobs = [resumed_job(path.parent) for path in folder.glob("*/config.json")]

@@ -65,6 +65,7 @@ class Run:
         Raises:
             BatchNormError: `folder` is not the folder of a run.
         """
+        check_folder(folder)
         try:
             config = json.loads(read_regular(folder / "config.json", MOST_CONFIG_BYTES))
             experiment = config.pop("experiment")
@@ -136,6 +137,13 @@ class Run:
     def checkpoint(self, name: str, digest: str | None = None, header: type = Header) -> Checkpoint:
         """Return the checkpoint of the training `name`, as `Checkpoint` describes it."""
         return Checkpoint(self.folder / f"checkpoint-{name}.pt", digest, header, self.metrics)
+
+
+def check_folder(folder: Path) -> None:
+    """Raise BatchNormError unless `folder` is a folder."""
+    if not folder.is_dir():
+        fault = "is no folder" if folder.exists() else "does not exist"
+        raise BatchNormError(f"{folder} {fault}; wanted the folder of a run, which has a config.json")
 
 
 def new_folder(folder: Path | None, experiment: str) -> Path:
