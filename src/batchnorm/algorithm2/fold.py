@@ -144,8 +144,9 @@ def fold(model: nn.Module, example_inputs: Any, *, tolerance: float | None = Non
 
 
 def _check_tolerance(tolerance: object) -> None:
-    number = isinstance(tolerance, Real) and not isinstance(tolerance, bool)
-    if tolerance is not None and not (number and tolerance >= 0):  # NaN is not
+    if tolerance is None:
+        return
+    if isinstance(tolerance, bool) or not isinstance(tolerance, Real) or not float(tolerance) >= 0:  # nor is NaN
         raise BatchNormError(f"tolerance must be a number of 0 or more, or None for the default; got {tolerance!r}")
 
 
