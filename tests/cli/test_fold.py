@@ -28,6 +28,12 @@ def test_fold_prints_the_table_the_error_and_the_latency(run):
     )
 
 
+def test_fold_of_a_network_without_batch_norm_says_so(run, tiny):
+    tiny.linear = lambda: nn.Linear(4, 4)
+    output = run("fold", "tiny:linear", "--input", "2x4")
+    assert output.splitlines()[0] == "no batch normalization found"
+
+
 def load_onnx(file):
     session = pytest.importorskip("onnxruntime").InferenceSession(file)
     (name,) = (value.name for value in session.get_inputs())

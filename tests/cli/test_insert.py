@@ -5,6 +5,7 @@ import re
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 
 @pytest.mark.usefixtures("tiny")
@@ -25,3 +26,14 @@ def test_insert_keeps_the_function_on_data(run, tiny):
     z = tiny.plain()[0](torch.cat(tiny.batches())).detach()
     # float32, in another order of operations
     torch.testing.assert_close(load_file("out.safetensors")["0_bn.bias"], z.mean((0, 2, 3)), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("remove", [(), ("--remove", "dropout")])
+def test_a_network_that_got_no_batch_norm_is_not_written(run, fails, tiny, tmp_path, remove):
+    tiny.linear = lambda: nn.Sequential(nn.Linear(4, 4), nn.Dropout())
+    arguments = ("insert", "tiny:linear", "--input", "2x4", *remove)
+    found = fails(*arguments, "--out", "out.safetensors")
+    message = "nothing was inserted, so out.safetensors is not written: it would hold the network's own tensors"
+    assert found == message
+    assert not (tmp_path / "out.safetensors").exists()
+    assert "0 inserted" in run(*arguments)  # without --out it is no error

@@ -181,6 +181,13 @@ def test_a_network_that_refuses_its_weights_in_its_own_way_is_one_line(fails, ti
     assert found == "weights.pt does not fit Sequential: RuntimeError: Error(s) in loading: I want more"
 
 
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize("ending", [".onnx", ".pt2"])
+def test_a_whole_network_in_place_of_weights_is_one_line(fails, ending):
+    found = fails("fold", "tiny:with_norm", "--weights", f"net{ending}", "--input", "2x3x8x8")
+    assert found.startswith(f"net{ending} ends in {ending}, as whole networks do; wanted the tensors alone")
+
+
 def test_many_faults_are_the_first_five(fails, tiny):
     save_file(tiny.plain().state_dict(), "weights.safetensors")
     found = fails("fold", "torchvision.models:resnet18", "--weights", "weights.safetensors", "--input", "2x3x8x8")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import BatchNormError
-from ..graph.batches import does_not_run
+from ..graph.batches import does_not_run, needed_arguments
 
 MOST_VALUES = 2**31  # 8 GiB of float32
 
@@ -31,5 +31,7 @@ def example_for(model: nn.Module, shape: str) -> Tensor:
     try:
         model(example)
     except Exception as error:
-        raise does_not_run(model, f"--input {shape}", error) from error
+        names = needed_arguments(model)
+        several = f" Its forward needs {', '.join(names)}, and --input makes one tensor: call batchnorm from Python."
+        raise does_not_run(model, f"--input {shape}", error, several if names[1:] else "") from error
     return example

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from itertools import count
 from operator import attrgetter, length_hint
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from torch import nn
 
-from ..errors import BatchNormError
+from ..errors import BatchNormError, did_you_mean
 from ..graph.batches import check_batches
 from .weights import load_weights
 
@@ -23,18 +25,29 @@ def make(target: str) -> Any:
     Modules in the working directory are found too.
 
     Raises:
-        BatchNormError: `target` has another form, the module or factory does not exist, or the factory fails.
+        BatchNormError: `target` has another form, or its module or factory does not exist, is no function or fails.
     """
     module, _, factory = target.partition(":")
     if not factory or not all(part.isidentifier() for part in module.split(".")) or module.endswith(".py"):
         raise BatchNormError(f"wanted MODULE:FACTORY, such as torchvision.models:resnet18; got {target!r}")
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
+    with _one_error(target):
+        found = attrgetter(factory)(import_module(module))
+    if isinstance(found, nn.Module) or not callable(found):
+        kind = type(found).__name__
+        raise BatchNormError(f"{target} is a {kind}; wanted a function without arguments that returns the {kind}")
+    with _one_error(target):
+        return found()
+
+
+@contextmanager
+def _one_error(target: str) -> Iterator[None]:
+    """Turn any error into one that names the target."""
     try:
-        return attrgetter(factory)(import_module(module))()
+        yield
     except (Exception, SystemExit) as error:  # a script without `if __name__ == "__main__"` exits
-        message = f"cannot make {target}: {reason(error)}{_advice(error)}"
-        raise BatchNormError(message) from error
+        raise BatchNormError(f"cannot make {target}: {reason(error)}{_advice(error)}") from error
 
 
 def make_model(target: str, weights: Path | None) -> nn.Module:
@@ -100,6 +113,8 @@ def reason(error: BaseException) -> str:
 def _advice(error: BaseException) -> str:
     if isinstance(error, TypeError):
         return ". It is called without arguments; name a function that needs none"
+    if isinstance(error, AttributeError) and isinstance(error.obj, ModuleType):
+        return did_you_mean(str(error.name), dir(error.obj))
     if isinstance(error, ModuleNotFoundError):
         return ". Install that package, or start batchnorm in the folder of the module"
     return ""

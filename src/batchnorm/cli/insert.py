@@ -35,7 +35,7 @@ def command(
         remove: Layers to remove (Sec. 4.2.1).
         data: MODULE:FACTORY of batches to measure. The new layers then start as the identity on these batches.
         batches: Number of batches to read from --data. By default all; some factories give batches without end.
-        out: New .safetensors file for the state_dict of the result.
+        out: New .safetensors file for the state_dict of the result. It is not written if nothing was inserted.
     """
     from ..algorithm2.insert import insert
     from ..algorithm2.progress import reported
@@ -51,4 +51,6 @@ def command(
     measured = None if data is None else reported(make_batches(data, batches), progress=True, step="insert")
     result = insert(model, example_for(model, shape), where=where or None, remove=remove, batches=measured)
     print(result)
+    if out is not None and not result.inserted:
+        raise BatchNormError(f"nothing was inserted, so {out} is not written: it would hold the network's own tensors")
     write(out, lambda file: save_state(result.model, file))

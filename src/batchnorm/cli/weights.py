@@ -78,6 +78,11 @@ def _advice(state: dict[str, Tensor], own: dict[str, Tensor]) -> str:
 
 
 def _read(file: Path) -> Any:
+    if file.suffix in (".onnx", ".pt2"):
+        raise BatchNormError(
+            f"{file} ends in {file.suffix}, as whole networks do; wanted the tensors alone, model.state_dict(), in a "
+            ".safetensors file or as torch.save writes it"
+        )
     check_unpacked(file)
     if file.suffix == ".safetensors":
         check_installed("safetensors", ".safetensors files")
