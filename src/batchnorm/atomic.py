@@ -24,7 +24,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     A reader finds the old file or the new one, even after a kill or a power loss, but never a part of either.
 
     Raises:
-        StorageError: The disk is full or the folder read-only.
+        StorageError: the disk is full or the folder read-only.
     """
     partial = path.with_name(path.name + ".partial")
     try:

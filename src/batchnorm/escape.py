@@ -6,8 +6,8 @@ from __future__ import annotations
 def printable(text: object) -> str:
     r"""Return the text on one line, with every character that a terminal would act on escaped as in Python's `repr`.
 
-    These are control characters (an escape sequence would run, a newline would forge a line), marks that turn the
-    direction of the text, and bytes of a file's name that are not UTF-8.
+    These are control characters, marks that turn the direction of the text, and bytes of a file's name that are not
+    UTF-8. An escape sequence would run; a newline would forge a line.
 
     Example:
         >>> from batchnorm.escape import printable

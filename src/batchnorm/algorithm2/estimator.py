@@ -16,8 +16,8 @@ class Estimate:
     """Hold what both estimators need to know of the inputs of one layer.
 
     Arguments:
-        calls: The number of batches, counted once per call of the layer.
-        moments: The moments of all values together.
+        calls: the number of batches, counted once per call of the layer.
+        moments: the moments of all values together.
         mean_of_means: (C,), the mean of the batch means.
         mean_of_vars: (C,), the mean of the unbiased batch variances.
     """

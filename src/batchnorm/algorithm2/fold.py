@@ -25,10 +25,10 @@ class FoldRow:
     """Tell what became of one call of a batch normalization.
 
     Arguments:
-        name: The name of the layer, or of the call of `F.batch_norm`.
+        name: the name of the layer, or of the call of `F.batch_norm`.
         outcome: "folded" into neighbors; "affine" if it is one multiply-add now; "kept" if it is as it was.
-        reason: Why it is not folded, or "".
-        into: The names of the neighbors that took its map in.
+        reason: why it is not folded, or "".
+        into: the names of the neighbors that took its map in.
     """
 
     name: str
@@ -42,10 +42,10 @@ class FoldResult:
     """The folded network, what became of each batch normalization, and the measured error. Prints as a table.
 
     Arguments:
-        model: The folded network, in eval mode.
-        rows: One row per call of a batch normalization, in the order of the calls.
-        max_error: The largest of `errors`.
-        errors: The largest difference from the given network on the example inputs, relative to the largest output,
+        model: the folded network, in eval mode.
+        rows: one row per call of a batch normalization, in the order of the calls.
+        max_error: the largest of `errors`.
+        errors: the largest difference from the given network on the example inputs, relative to the largest output,
             by precision. "float64" runs both networks in double; it is missing if they do not run in double.
 
     Example:
@@ -102,10 +102,10 @@ def fold(model: nn.Module, example_inputs: Any, *, tolerance: float | None = Non
     exports with `torch.export` and to ONNX.
 
     Arguments:
-        model: Any network of torch modules and functions. It is read in eval mode, and stays as it is.
-        example_inputs: A tensor, a tuple or list of arguments, or a dict of named ones. An argument that is itself a
+        model: any network of torch modules and functions. It is read in eval mode, and stays as it is.
+        example_inputs: a tensor, a tuple or list of arguments, or a dict of named ones. An argument that is itself a
             list stands in a tuple: ([a, b],). The error is measured on them.
-        tolerance: The largest relative error allowed, in the network's own precision and in float64. The default is
+        tolerance: the largest relative error allowed, in the network's own precision and in float64. The default is
             1e-4, or 16 times the rounding of a narrower network (0.016 in float16, 0.125 in bfloat16).
 
     Returns:
@@ -161,11 +161,11 @@ def _measure(model: nn.Module, folded: nn.Module, precision: torch.dtype, call: 
     """Return the error of `folded` by precision, on two batch sizes.
 
     Arguments:
-        model: The given network, called with `call`.
-        folded: The folded network, called with `inputs`.
-        precision: The precision of the given network.
-        call: Arguments of `model`.
-        inputs: Arguments of `folded`.
+        model: the given network, called with `call`.
+        folded: the folded network, called with `inputs`.
+        precision: the precision of the given network.
+        call: arguments of `model`.
+        inputs: arguments of `folded`.
     """
     original = copied(model).eval()
     errors = {str(precision).removeprefix("torch."): _error(original, folded, call, inputs)}

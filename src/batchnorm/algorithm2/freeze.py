@@ -26,10 +26,10 @@ class FreezeRow:
     """Tell what of one BN layer was frozen when the call returned.
 
     Arguments:
-        name: The name of the layer in the network.
+        name: the name of the layer in the network.
         outcome: "frozen" if all the layer has was frozen, "free" if nothing was, else "partly".
-        reason: Why there is nothing to freeze, or "".
-        kind: The class of the layer.
+        reason: why there is nothing to freeze, or "".
+        kind: the class of the layer.
         statistics: True if the running statistics were frozen, None if the layer has none.
         affine: True if gamma and beta were frozen, None if the layer has neither.
     """
@@ -47,8 +47,8 @@ class FreezeResult:
     """Hold the model and one row per BN layer. As a context manager, restore the earlier state at the end.
 
     Arguments:
-        model: The model that was given.
-        rows: One row per BN layer, in the order of `named_modules`.
+        model: the model that was given.
+        rows: one row per BN layer, in the order of `named_modules`.
 
     Example:
         >>> import torch
@@ -121,9 +121,9 @@ def freeze(model: nn.Module, *, statistics: bool = True, affine: bool = True) ->
     `with bn.freeze(model): ...` restores at the end what was frozen before.
 
     Arguments:
-        model: Any network with BN layers: 1d, 2d, 3d, Sync, lazy, and subclasses. InstanceNorm layers are not BN.
-        statistics: Freeze the running statistics.
-        affine: Freeze gamma and beta.
+        model: any network with BN layers: 1d, 2d, 3d, Sync, lazy, and subclasses. InstanceNorm layers are not BN.
+        statistics: freeze the running statistics.
+        affine: freeze gamma and beta.
 
     Returns:
         The model and one row per BN layer. It prints as a table.
@@ -149,9 +149,9 @@ def unfreeze(model: nn.Module, *, statistics: bool = True, affine: bool = True) 
     Each layer gets the mode that its parents asked for last, and each parameter its earlier `requires_grad`.
 
     Arguments:
-        model: Any network with BN layers.
-        statistics: Unfreeze the running statistics.
-        affine: Unfreeze gamma and beta.
+        model: any network with BN layers.
+        statistics: unfreeze the running statistics.
+        affine: unfreeze gamma and beta.
 
     Returns:
         The model and one row per BN layer. It prints as a table.

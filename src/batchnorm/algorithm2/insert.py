@@ -34,11 +34,11 @@ class InsertRow:
     """Tell what was done at one place of the network.
 
     Arguments:
-        name: The name of the affine layer, or of the layer or call that was removed or skipped.
+        name: the name of the affine layer, or of the layer or call that was removed or skipped.
         outcome: "inserted", "removed" or "skipped".
-        reason: Which nonlinearity it feeds and why its bias is kept, or why the place is skipped.
-        layer: The name of the new BN layer, or "".
-        bias: What became of the affine layer's bias: "dropped", "kept", or "none" if it had none.
+        reason: which nonlinearity it feeds and why its bias is kept, or why the place is skipped.
+        layer: the name of the new BN layer, or "".
+        bias: what became of the affine layer's bias: "dropped", "kept", or "none" if it had none.
     """
 
     name: str
@@ -53,9 +53,9 @@ class InsertResult:
     """The network with batch normalization, and what was done at each place. Prints as a table.
 
     Arguments:
-        model: The network.
-        rows: What was removed, then one row per place, in the order of the calls.
-        max_error: The largest difference from the given network on the example inputs in eval mode, relative to the
+        model: the network.
+        rows: what was removed, then one row per place, in the order of the calls.
+        max_error: the largest difference from the given network on the example inputs in eval mode, relative to the
             largest output. None if `insert` got no batches.
 
     Example:
@@ -116,17 +116,17 @@ def insert(
     - BN normalizes each feature map, or each feature of a Linear. A layer that is called twice gets two BN layers.
     - A bias is dropped if BN cancels it wherever it is used.
 
-    The new model trains. It has the modes and the parameter names of `model`, so an old checkpoint lacks only the keys
-    of the BN layers, and has the dropped biases too many.
+    The new model trains. It has the modes and the parameter names of `model`. An old checkpoint lacks only the keys of
+    the BN layers, and still has the dropped biases.
 
     Arguments:
-        model: Any network that `torch.fx` can trace. It stays as it is.
-        example_inputs: A tensor, a tuple or list of arguments, or a dict of named ones. An argument that is itself a
+        model: any network that `torch.fx` can trace. It stays as it is.
+        example_inputs: a tensor, a tuple or list of arguments, or a dict of named ones. An argument that is itself a
             list stands in a tuple: ([a, b],).
-        where: The places to use: the name of a layer, or of a module that holds layers, or several names, or a
-            function of (name, layer) that returns True for them. For a call of a function the layer is None.
-        remove: What to remove: "dropout", "lrn" (local response normalization), or both (Sec. 4.2.1).
-        batches: Batches to measure the inputs of the new layers on: tensors, (input, ...) tuples, or dicts of
+        where: the places to use: one name or several, of layers or of modules that hold layers. Or a function of
+            (name, layer) that returns True for them. For a call of a function the layer is None.
+        remove: what to remove: "dropout", "lrn" (local response normalization), or both (Sec. 4.2.1).
+        batches: batches to measure the inputs of the new layers on: tensors, (input, ...) tuples, or dicts of
             arguments. With them the new model computes in eval mode what `model` does, except for what `remove` took
             out: gamma and beta start at sqrt(var + eps) and mean (Sec. 3.1). Without them gamma is 1 and beta is 0.
 
@@ -134,8 +134,8 @@ def insert(
         The new model, and a row per place.
 
     Raises:
-        BatchNormError: The network cannot be traced, `where` has a name without a place, `remove` is unknown, or the
-            network does not run on the batches, or a new layer gets too few or non-finite values from them.
+        BatchNormError: the network cannot be traced, `where` has a name without a place, or `remove` is unknown. Or
+            the network does not run on the batches, or a new layer gets too few or non-finite values from them.
 
     Example:
         >>> import torch

@@ -24,12 +24,12 @@ def merge_across_processes(model: nn.Module, estimates: dict[str, Estimate]) -> 
     """Merge the estimates of all processes in the order of their ranks, so that all get the same bits.
 
     Arguments:
-        model: The network, whose device the processes communicate from.
-        estimates: One per layer. Without torch.distributed they are returned as they are.
+        model: the network, whose device the processes communicate from.
+        estimates: one per layer. Without torch.distributed they are returned as they are.
 
     Raises:
-        PeerError: Another process has failed or is gone.
-        BatchNormError: Another process has other layers.
+        PeerError: another process has failed or is gone.
+        BatchNormError: another process has other layers.
     """
     if not _world_size():
         return estimates

@@ -17,10 +17,10 @@ def reported(batches: Iterable[Any], progress: bool | Report, step: str = "recal
     """Yield the batches, and report each one when the consumer asks for the next.
 
     Arguments:
-        batches: Any iterable.
+        batches: any iterable.
         progress: True prints to stderr, in the first process alone. A function is called as `progress(done, total)`,
             with None for an unknown total. False reports nothing.
-        step: The word before the number.
+        step: the word before the number.
     """
     if callable(progress):
         yield from _reported(batches, progress)

@@ -30,13 +30,13 @@ class RecalibrateRow:
     """Tell how far the statistics of one BN layer moved, in units that compare across layers.
 
     Arguments:
-        name: The name of the layer in the network.
+        name: the name of the layer in the network.
         outcome: "recalibrated" or "kept".
-        reason: Why the layer kept its statistics, or "".
-        values: The number of values per channel behind the new statistics; 0 if the old ones were kept.
-        mean_shift: The largest |new mean - old mean| / sqrt(old var + eps) of all channels.
-        std_low: The smallest sqrt((new var + eps) / (old var + eps)) of all channels.
-        std_high: The largest of the same ratio.
+        reason: why the layer kept its statistics, or "".
+        values: the number of values per channel behind the new statistics; 0 if the old ones were kept.
+        mean_shift: the largest |new mean - old mean| / sqrt(old var + eps) of all channels.
+        std_low: the smallest sqrt((new var + eps) / (old var + eps)) of all channels.
+        std_high: the largest of the same ratio.
     """
 
     name: str
@@ -53,9 +53,9 @@ class RecalibrateResult:
     """Hold the model, one row per BN layer, and the batches that were left out.
 
     Arguments:
-        model: The model that was given.
-        rows: One row per BN layer, in the order of `named_modules`.
-        left_out: One sentence per batch that was left out.
+        model: the model that was given.
+        rows: one row per BN layer, in the order of `named_modules`.
+        left_out: one sentence per batch that was left out.
 
     Example:
         >>> import torch
@@ -111,17 +111,17 @@ def recalibrate(
     `num_batches_tracked` becomes the number of batches that counted.
 
     Under `torch.distributed` every process calls this with its own batches, any number of them. Counts, means and
-    spreads are merged, and all processes end with the same numbers; if one fails, all raise. timm's `distribute_bn`
-    loses the spread between the means.
+    spreads are merged, and all processes end with the same numbers. If one fails, all raise. (timm's `distribute_bn`
+    loses the spread between the means.)
 
     Arguments:
-        model: Any network with BN layers: torch's, Sync, or a subclass of either.
-        batches: An iterable of tensors, of (input, ...) tuples whose first element is the input, or of dicts of
+        model: any network with BN layers: torch's, Sync, or a subclass of either.
+        batches: an iterable of tensors, of (input, ...) tuples whose first element is the input, or of dicts of
             keyword arguments. In a tuple the input may be a list of tensors, as torchvision's detection networks take.
             Inputs are moved to the device of the model. Give several batches of the training set, of the size used in
             training.
         estimator: "pooled" or "paper".
-        forward: Called as `forward(model, batch)` for any other kind of batch. It must move the batch itself.
+        forward: called as `forward(model, batch)` for any other kind of batch. It must move the batch itself.
         progress: True shows the batches on stderr. A function is called as `progress(done, total)` after each batch,
             with None for an unknown total.
 
@@ -129,9 +129,9 @@ def recalibrate(
         The model and one row per BN layer. It prints as a table of how far the statistics moved.
 
     Raises:
-        BatchNormError: `model` is no network, the estimator is unknown, there is no BN layer to recalibrate, the
+        BatchNormError: `model` is no network, the estimator is unknown, or there is no BN layer to recalibrate. Or the
             network does not run on a batch, or no batch could be used.
-        PeerError: Another process failed.
+        PeerError: another process failed.
 
     Example:
         >>> import torch

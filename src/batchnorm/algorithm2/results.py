@@ -31,9 +31,9 @@ def format_table(
     text are escaped.
 
     Arguments:
-        header: The names of the columns.
-        rows: One cell per column. None prints as an empty cell.
-        empty: The line to return if there are no rows.
+        header: the names of the columns.
+        rows: one cell per column. None prints as an empty cell.
+        empty: the line to return if there are no rows.
     """
     rows = list(rows)
     if not rows:

@@ -17,9 +17,9 @@ def evaluate_runs(folders: Sequence[Path], data: str, crops: int, folded: bool, 
     """Evaluate the runs in `folders`, print a line each, and append the rows to the records of the first run.
 
     Raises:
-        BatchNormError: The number of workers is out of bounds, a folder has no run, or a run cannot be evaluated on
+        BatchNormError: the number of workers is out of bounds, a folder has no run, or a run cannot be evaluated on
             these images.
-        StorageError: The records cannot be written.
+        StorageError: the records cannot be written.
     """
     check_settings(InceptionConfig(workers=workers))
     jobs = runs(folders)

@@ -22,8 +22,8 @@ def train_jobs(jobs: list[Job], processes: Processes) -> bool:
     A signal ends the training at its next step, with a checkpoint.
 
     Raises:
-        BatchNormError: Too many images are damaged, or another process writes the run.
-        StorageError: A run folder cannot be written.
+        BatchNormError: too many images are damaged, or another process writes the run.
+        StorageError: a run folder cannot be written.
     """
     open_once = lru_cache(maxsize=1)(open_both)  # the jobs of one command have the same images
     with stop_on_signal() as stop:

@@ -24,7 +24,7 @@ def train_arms(config: MnistConfig, data: Mnist, run: Run) -> None:
     """Train both arms into `run`, draw Fig. 1, and print the table of steps to accuracy.
 
     Raises:
-        StorageError: The run folder cannot be written.
+        StorageError: the run folder cannot be written.
     """
     print(f"Run folder: {printable(run.folder)}")
     with arm_bars(config.steps, run.rows(ArmFields)) as report:
@@ -42,7 +42,7 @@ def train_sweep(config: MnistConfig, data: Mnist, run: Run) -> None:
     """Train the sweep into `run`, draw its heat map, and print each arm's best setting.
 
     Raises:
-        StorageError: The run folder cannot be written.
+        StorageError: the run folder cannot be written.
     """
     print(f"Run folder: {printable(run.folder)}")
     total = len(settings(config))

@@ -20,8 +20,8 @@ def load_weights(model: nn.Module, file: Path) -> None:
     """Load a `state_dict` into the network, in place, from a .safetensors file or one that `torch.save` wrote.
 
     Raises:
-        BatchNormError: the file is no regular file, is damaged, would run code or holds no tensors by name; or a
-            key, a shape or a kind of tensor does not fit.
+        BatchNormError: the file is no regular file, is damaged, would run code or holds no tensors by name. Or a key,
+            a shape or a kind of tensor does not fit.
     """
     state = _read(file)
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):

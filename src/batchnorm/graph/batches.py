@@ -37,13 +37,13 @@ def run_batch(model: nn.Module, batch: Any) -> Any:
     """Run the model on one batch, which moves to the device of the model. Return the output.
 
     Arguments:
-        model: The network.
-        batch: A tensor, a dict of keyword arguments, or a tuple or list that starts with one of the two, such as
-            the (input, target) of a DataLoader. It may also start with a list of tensors, which the network gets as
-            one argument, as torchvision's detection networks take it: ([image, image], targets).
+        model: the network.
+        batch: a tensor, a dict of keyword arguments, or a tuple or list that starts with one of the two. A
+            DataLoader gives such tuples, (input, target). It may also start with a list of tensors, which the network
+            gets as one argument, as torchvision's detection networks take it: ([image, image], targets).
 
     Raises:
-        BatchNormError: The batch is of another kind, or the network does not run on it.
+        BatchNormError: the batch is of another kind, or the network does not run on it.
     """
     inputs = batch[0] if isinstance(batch, tuple | list) and batch else batch
     if not isinstance(inputs, Tensor | Mapping) and not _is_list_of_tensors(inputs):

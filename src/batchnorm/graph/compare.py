@@ -19,7 +19,7 @@ def copied(model: nn.Module) -> nn.Module:
     """Return a copy of the model that shares no storage with it.
 
     Raises:
-        BatchNormError: Something in the network cannot be copied.
+        BatchNormError: something in the network cannot be copied.
     """
     # A weight that a hook computes (prune, the older weight_norm) is no leaf of autograd. torch copies leaves only.
     computed = [v for m in model.modules() for v in vars(m).values() if isinstance(v, Tensor) and not v.is_leaf]
@@ -47,8 +47,8 @@ def largest_error(got: Any, wanted: Any) -> float:
     """Return the largest difference between two outputs, relative to the largest value of the tensor.
 
     Arguments:
-        got: A tensor, or a structure of tensors and other values.
-        wanted: The output that is right. Another structure or shape, or another place of NaN or infinity, is infinitely
+        got: a tensor, or a structure of tensors and other values.
+        wanted: the output that is right. Another structure or shape, or another place of NaN or infinity, is infinitely
             far from it.
     """
     got_leaves, wanted_leaves = pytree.tree_leaves(got), pytree.tree_leaves(wanted)

@@ -27,8 +27,8 @@ class Interpreter(fx.Interpreter):
         """Return the value of `node`.
 
         Arguments:
-            node: The call to run. The calls that it depends on run before it, each once, unless `values` has them.
-            values: The values that are known. Those of the calls that run are added.
+            node: the call to run. The calls that it depends on run before it, each once, unless `values` has them.
+            values: the values that are known. Those of the calls that run are added.
         """
         self.env = values
         for each in ancestors(node, known=values):

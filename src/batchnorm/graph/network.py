@@ -35,10 +35,10 @@ class Network:
     `node.meta["value"]` is the output of a call on the example inputs, with every tensor on the meta device.
 
     Arguments:
-        root: The copy. It owns the parameters, buffers and modules.
-        graph: The calls in the order in which they run.
-        call: The example inputs as the model takes them.
-        inputs: The part of `call` that the graph takes: the arguments that hold tensors.
+        root: the copy. It owns the parameters, buffers and modules.
+        graph: the calls in the order in which they run.
+        call: the example inputs as the model takes them.
+        inputs: the part of `call` that the graph takes: the arguments that hold tensors.
         trainable: True if the graph reads `self.training` when it runs. False for the graph of the eval mode.
     """
 
@@ -157,7 +157,7 @@ class Network:
         """Return the shape of the output on the example inputs.
 
         Raises:
-            TypeError: The output is no tensor. Ask `gives_tensor` first.
+            TypeError: the output is no tensor. Ask `gives_tensor` first.
         """
         value = node.meta.get("value")
         if not isinstance(value, Tensor):
@@ -195,8 +195,8 @@ class Network:
         """Run one call.
 
         Arguments:
-            node: The call.
-            values: The values of its inputs. An input without one has its shape, but no storage (the meta device).
+            node: the call.
+            values: the values of its inputs. An input without one has its shape, but no storage (the meta device).
         """
         inputs = {source: values.get(source, source.meta["value"]) for source in node.all_input_nodes}
         return self._interpreter.evaluate(node, inputs)
@@ -219,7 +219,7 @@ class Network:
         """Return the node that gives an argument, by default the first.
 
         Raises:
-            TypeError: The argument is no node. `input_or_none` returns None instead.
+            TypeError: the argument is no node. `input_or_none` returns None instead.
         """
         source = self.input_or_none(node, position)
         if source is None:

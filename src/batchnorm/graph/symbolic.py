@@ -32,8 +32,8 @@ class Traced(NamedTuple):
     """A symbolic graph.
 
     Arguments:
-        graph: The calls.
-        inputs: The arguments that the graph takes: those that hold tensors.
+        graph: the calls.
+        inputs: the arguments that the graph takes: those that hold tensors.
         by_sizes: True if sizes of the example decided a branch. The graph may then be wrong for other sizes.
     """
 
@@ -46,8 +46,8 @@ def trace_symbolically(root: nn.Module, call: Call, trainable: bool) -> Traced:
     """Trace `root` on the arguments `call`.
 
     Arguments:
-        root: The model. A trainable trace adds a `TrainingFlag` to every module whose mode it reads.
-        call: The arguments. Those without a tensor become constants.
+        root: the model. A trainable trace adds a `TrainingFlag` to every module whose mode it reads.
+        call: the arguments. Those without a tensor become constants.
         trainable: True for a graph that reads `self.training` when it runs.
     """
     args, kwargs = call
@@ -235,7 +235,7 @@ class _Sizes(Interpreter):
         """Return the number, flag or tuple that `node` gives.
 
         Raises:
-            TraceError: The value depends on the values of a tensor.
+            TraceError: the value depends on the values of a tensor.
         """
         try:
             if isinstance(value := self.evaluate(node, self.values), Tensor):

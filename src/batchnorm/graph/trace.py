@@ -32,10 +32,10 @@ def trace(model: nn.Module, example_inputs: Any, *, trainable: bool = False) -> 
 
     By default the graph is that of the eval mode:
 
-    - Subclasses of batch normalization that do more, such as timm's BatchNormAct2d and our own layers with an
-      activation, are opened, so that every normalization in the graph is plain. Parametrizations are baked in.
-    - Symbolic tracing comes first. If the model's control flow stops it, or if its graph computes something else than
-      the model, `torch.export` traces with the example inputs and a free batch size.
+    - Subclasses of batch normalization that do more are opened, so that every normalization in the graph is plain.
+      Among them are timm's BatchNormAct2d and our own layers with an activation. Parametrizations are baked in.
+    - Symbolic tracing comes first. The model's control flow may stop it, or its graph compute something else than the
+      model. Then `torch.export` traces with the example inputs and a free batch size.
 
     With `trainable=True` the graph trains as the model does:
 
@@ -46,13 +46,13 @@ def trace(model: nn.Module, example_inputs: Any, *, trainable: bool = False) -> 
     In both, a module becomes one call if it cannot be traced and holds no batch normalization.
 
     Arguments:
-        model: Any network. Symbolic tracing needs only its forward.
-        example_inputs: A tensor, a tuple or list of arguments, or a dict of named ones. An argument that is itself a
+        model: any network. Symbolic tracing needs only its forward.
+        example_inputs: a tensor, a tuple or list of arguments, or a dict of named ones. An argument that is itself a
             list of tensors stands in a tuple: ([a, b],).
         trainable: True for a graph that will be trained.
 
     Raises:
-        BatchNormError: The model is no module, does not take the inputs, or cannot be traced.
+        BatchNormError: the model is no module, does not take the inputs, or cannot be traced.
     """
     call = _call(model, example_inputs)
     root = copied(model)
@@ -141,8 +141,8 @@ class _Oracle:
         """Return `network` if it computes what the model does in eval mode; otherwise raise.
 
         Arguments:
-            network: The network to check.
-            twice: Compare on the example inputs twice in one batch, to see that the graph takes another batch size.
+            network: the network to check.
+            twice: compare on the example inputs twice in one batch, to see that the graph takes another batch size.
         """
         wanted = run(self.model, doubled(self.call)) if twice else self.output
         module = network.as_module()

@@ -27,7 +27,7 @@ class Affine:
 
     Arguments:
         scale: float64, of the rank of x. It has size 1 along every axis on which it is constant.
-        shift: As `scale`.
+        shift: as `scale`.
     """
 
     scale: Tensor
@@ -57,10 +57,10 @@ def forward(network: Network, node: fx.Node, source: fx.Node, before: Affine) ->
     """Move a map from an input of a call to its output.
 
     Arguments:
-        network: The network.
-        node: The call.
-        source: The input at which the map is. Other inputs have no map.
-        before: The map at `source`.
+        network: the network.
+        node: the call.
+        source: the input at which the map is. Other inputs have no map.
+        before: the map at `source`.
 
     Returns:
         The map `after` for which after(call(x)) = call(before(x)), or None if there is none.

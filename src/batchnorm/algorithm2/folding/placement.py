@@ -51,9 +51,9 @@ class Addition(NamedTuple):
     """A sum or difference, seen from one of its terms.
 
     Arguments:
-        node: The sum or difference.
-        sign: The sign of the term from which it is seen.
-        other: The other term.
+        node: the sum or difference.
+        sign: the sign of the term from which it is seen.
+        other: the other term.
     """
 
     node: fx.Node
@@ -70,13 +70,13 @@ class Composer:
     After `run`, every batch normalization of the network is gone, except those that are in neither `into` nor `maps`.
 
     Arguments:
-        network: The network, which `run` changes.
+        network: the network, which `run` changes.
 
     Attributes:
-        norms: The name of each batch normalization, in the order of the calls.
-        into: For each that was folded, the names of the layers that took its map in.
-        maps: The map of each that could not be folded. In the network it is one multiply-add.
-        reasons: Why a batch normalization was not folded.
+        norms: the name of each batch normalization, in the order of the calls.
+        into: for each that was folded, the names of the layers that took its map in.
+        maps: the map of each that could not be folded. In the network it is one multiply-add.
+        reasons: why a batch normalization was not folded.
     """
 
     def __init__(self, network: Network) -> None:

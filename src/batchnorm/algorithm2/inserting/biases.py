@@ -17,8 +17,8 @@ class Bias(NamedTuple):
 
     Arguments:
         outcome: "dropped", "kept", or "none" if there is no bias.
-        reason: Why it is kept, or "".
-        dropped: The values of a bias that is dropped.
+        reason: why it is kept, or "".
+        dropped: the values of a bias that is dropped.
     """
 
     outcome: Literal["dropped", "kept", "none"]

@@ -18,9 +18,9 @@ class Start(NamedTuple):
     """A new BN layer that starts as the identity.
 
     Arguments:
-        layer: The new layer.
-        place: The name of the affine layer before it.
-        dropped: The bias that this affine layer will lose, or None.
+        layer: the new layer.
+        place: the name of the affine layer before it.
+        dropped: the bias that this affine layer will lose, or None.
     """
 
     layer: FusedBatchNorm

@@ -21,11 +21,11 @@ class Place:
     """An affine call that BN will follow.
 
     Arguments:
-        node: The call.
-        name: The name of the layer, or of the call of a function.
-        layer: The layer, or None for a function.
-        weight: The weight. BN gets its device and dtype.
-        nonlinearity: The name of a nonlinearity that the call feeds.
+        node: the call.
+        name: the name of the layer, or of the call of a function.
+        layer: the layer, or None for a function.
+        weight: the weight. BN gets its device and dtype.
+        nonlinearity: the name of a nonlinearity that the call feeds.
     """
 
     node: fx.Node

@@ -36,7 +36,7 @@ class DamageLog:
         """Log the damaged images whose names are new. A later epoch meets the same images again.
 
         Raises:
-            BatchNormError: More than `limit` images are damaged.
+            BatchNormError: more than `limit` images are damaged.
         """
         for image in images:
             if image.name in self._names:

@@ -20,7 +20,7 @@ def decode(content: bytes) -> Tensor:
     """Return an image file's content as RGB pixels: (3, H, W), uint8. Convert other modes (gray, CMYK, palette).
 
     Raises:
-        ValueError: The content is not an image, is truncated, or has more than 64 million pixels.
+        ValueError: the content is not an image, is truncated, or has more than 64 million pixels.
     """
     # Pillow is an extra, so import it only here. Torchvision's decoder gives the same pixels in two thirds of the time,
     # but is deprecated.

@@ -70,8 +70,8 @@ def find_file(name: str) -> Path:
     """Return the verified path of one file, from Debian's package or the cache. Otherwise download it to the cache.
 
     Raises:
-        BatchNormError: The checksum of a file that is there differs.
-        DownloadError: The download failed, or its checksum differs.
+        BatchNormError: the checksum of a file that is there differs.
+        DownloadError: the download failed, or its checksum differs.
     """
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "batchnorm" / "fashion-mnist"
     for folder in (DEBIAN, cache):

@@ -26,7 +26,7 @@ def unpacked(path: Path) -> Iterator[BinaryIO]:
     A kilobyte of gzip may hold a megabyte of zeros, so read no more than is wanted.
 
     Raises:
-        BatchNormError: The file cannot be read, or is truncated. Reading within the block raises it too.
+        BatchNormError: the file cannot be read, or is truncated. Reading within the block raises it too.
     """
     try:
         with open_regular(path) as file:
@@ -44,7 +44,7 @@ def read_idx(path: Path) -> np.ndarray:
     many bytes are read as the sizes announce, and one more to see the end.
 
     Raises:
-        BatchNormError: The file cannot be read, or is not an IDX file of bytes, or is truncated, or announces more than
+        BatchNormError: the file cannot be read, or is not an IDX file of bytes, or is truncated, or announces more than
             2^30 values.
     """
     with unpacked(path) as file:

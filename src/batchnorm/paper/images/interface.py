@@ -39,7 +39,7 @@ class Images(Protocol):
         """Return an image: (channels, H, W), uint8.
 
         Raises:
-            DamagedImage: The image cannot be decoded.
+            DamagedImage: the image cannot be decoded.
         """
         ...
 

@@ -111,8 +111,8 @@ def read_headers(path: Path) -> ShardIndex:
     """Index the images of a shard by its tar headers.
 
     Raises:
-        BatchNormError: The shard is no regular file, is damaged, or has no images; an image has no label; an image or
-            a label is a link; a label is not from 0 to 999,999.
+        BatchNormError: the shard is no regular file, is damaged, or has no images. Or an image has no label, an image
+            or a label is a link, or a label is not from 0 to 999,999.
     """
     images, labels = {}, {}
     try:

@@ -30,7 +30,7 @@ def open_images(data: str, split: Split, index: Path | None = None) -> Images:
         index: a folder in which `save_index` has written the index of the shards, if any.
 
     Raises:
-        BatchNormError: There is nothing to read; a class is empty; a shard is damaged.
+        BatchNormError: there is nothing to read; a class is empty; a shard is damaged.
     """
     if data == "fashion":
         return FashionImages(split)
@@ -52,7 +52,7 @@ def save_index(images: tuple[Images, Images], folder: Path) -> None:
     """Write the index of the shards of `open_both`'s images into `folder`. Images without shards need none.
 
     Raises:
-        StorageError: The disk is full, or the folder is read-only.
+        StorageError: the disk is full, or the folder is read-only.
     """
     for split, part in zip(("train", "val"), images, strict=True):
         if isinstance(part, ShardImages):
@@ -68,7 +68,7 @@ def check_classes(images: Images, classes: Sequence[str]) -> None:
     """Check that the labels of validation images agree with the classes of a network.
 
     Raises:
-        BatchNormError: A label is unknown to the network, or labels would be numbered differently.
+        BatchNormError: a label is unknown to the network, or labels would be numbered differently.
     """
     if images.classes == numbered_classes(len(images.classes)):  # Shards: as many classes as labels seen.
         if len(images.classes) > len(classes):

@@ -50,7 +50,7 @@ def read_records(folders: Sequence[Path]) -> list[Record]:
     """Read the records of runs, and of folders of runs. Leave out runs without any measurement.
 
     Raises:
-        BatchNormError: A folder is not a run of batchnorm inception, its records are damaged, or it has no accuracy.
+        BatchNormError: a folder is not a run of batchnorm inception, its records are damaged, or it has no accuracy.
     """
     found = [
         Record(job, Run(job.folder).rows(TrainingFields), read_rows(job.folder / EVALUATIONS, EvaluationFields))

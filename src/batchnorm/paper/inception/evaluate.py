@@ -42,8 +42,8 @@ def load_network(job: Job, folded: bool) -> tuple[nn.Module, tuple[str, ...]]:
         folded: fold every BN into its neighbors (Alg. 2, line 11).
 
     Raises:
-        BatchNormError: The run has no checkpoint, or one that is damaged, of other settings or of another network.
-        Diverged: The network's parameters are not finite.
+        BatchNormError: the run has no checkpoint, or one that is damaged, of other settings or of another network.
+        Diverged: the network's parameters are not finite.
     """
     checkpoint = Run(job.folder).checkpoint(CHECKPOINT, run_digest(job.config, job.variant), TrainingHeader)
     state = checkpoint.load()
@@ -90,7 +90,7 @@ def evaluate(
         A row for each run, then one for the ensemble if there are several.
 
     Raises:
-        BatchNormError: The runs differ in image size; the images do not fit or cannot be read; all runs diverged.
+        BatchNormError: the runs differ in image size; the images do not fit or cannot be read; all runs diverged.
     """
     size = _common_size(jobs)
     source = open_images(data, "val", jobs[0].index)

@@ -41,7 +41,7 @@ def choose_jobs(name: str | None, config: InceptionConfig, out: Path | None, res
     """Return the jobs that a command line asks for: new ones in `out`, or those of the folder `resume`.
 
     Raises:
-        BatchNormError: The command line names neither or both, the variant is unknown, or `new_jobs` or
+        BatchNormError: the command line names neither or both, the variant is unknown, or `new_jobs` or
             `resumed_jobs` raises.
     """
     if resume is None:
@@ -66,7 +66,7 @@ def new_jobs(name: str, config: InceptionConfig, out: Path | None) -> list[Job]:
     Check all settings and images before anything is written.
 
     Raises:
-        BatchNormError: A setting is out of range; the images cannot be read; the folder exists.
+        BatchNormError: a setting is out of range; the images cannot be read; the folder exists.
     """
     chosen = {variant: settled(config, variant) for variant in GROUPS.get(name) or (BY_NAME[name],)}
     images = open_both(config.data)
@@ -84,7 +84,7 @@ def resumed_jobs(folder: Path) -> list[Job]:
     """Return the jobs that `new_jobs` created in `folder`.
 
     Raises:
-        BatchNormError: There is no job, or one of another experiment or version, or only the first of a group.
+        BatchNormError: there is no job, or one of another experiment or version, or only the first of a group.
     """
     check_folder(folder)
     if (folder / "config.json").exists():
@@ -102,7 +102,7 @@ def resumed_job(folder: Path) -> Job:
     """Return the job of one run's folder.
 
     Raises:
-        BatchNormError: It is of another experiment, or a setting is missing, unknown, out of bounds or edited.
+        BatchNormError: it is of another experiment, or a setting is missing, unknown, out of bounds or edited.
     """
     run, experiment, saved = Run.open(folder)
     if experiment != EXPERIMENT:
@@ -124,7 +124,7 @@ def runs(folders: Sequence[Path]) -> list[Job]:
     """Return the jobs of several folders, each of one run or of a group.
 
     Raises:
-        BatchNormError: No folder is given, or one is neither.
+        BatchNormError: no folder is given, or one is neither.
     """
     if not folders:
         raise BatchNormError("name the folder of at least one run of batchnorm inception")

@@ -70,7 +70,7 @@ class Inception(nn.Module):
         modules: rows of Fig. 5, in order.
 
     Raises:
-        BatchNormError: A module or activation is unknown, a module comes twice, or the width leaves a layer without
+        BatchNormError: a module or activation is unknown, a module comes twice, or the width leaves a layer without
             feature maps.
     """
 

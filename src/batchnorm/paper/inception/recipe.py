@@ -39,7 +39,7 @@ def accelerate(config: Config, times: float = 5) -> Config:
         A new config of the same type.
 
     Raises:
-        BatchNormError: The config is neither, or has no learning rate; a rate or time is not a number; `times` is not
+        BatchNormError: the config is neither, or has no learning rate; a rate or time is not a number; `times` is not
             positive.
 
     Example:

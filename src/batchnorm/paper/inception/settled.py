@@ -42,7 +42,7 @@ def settled(config: InceptionConfig, variant: Variant) -> Settled:
     """Return the settings with every value chosen.
 
     Raises:
-        BatchNormError: The first setting that is of another type or out of bounds.
+        BatchNormError: the first setting that is of another type or out of bounds.
     """
     if not config.data:
         raise BatchNormError("name the images: --data FOLDER, or --data fashion for Fashion-MNIST")

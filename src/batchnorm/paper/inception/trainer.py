@@ -150,7 +150,7 @@ class Trainer:
         """Resume from a state that `state` returned. Warn if the number of processes has changed.
 
         Raises:
-            BatchNormError: The state is of another network, or of other images.
+            BatchNormError: the state is of another network, or of other images.
         """
         images = self.batches.source
         if (list(state["classes"]), state["channels"]) != (list(images.classes), images.channels):
@@ -184,7 +184,7 @@ class Trainer:
             skip_empty: skip a batch whose images are all damaged. Training cannot: its steps number the batches.
 
         Raises:
-            BatchNormError: Too many images are damaged, or all of a batch.
+            BatchNormError: too many images are damaged, or all of a batch.
         """
         for batch in stream:
             self.damage.record(batch.damaged)
@@ -240,8 +240,8 @@ def run_variant(
         progress: called after each step with the number of steps done and the loss.
 
     Raises:
-        BatchNormError: Too many images are damaged, or the records or the checkpoint are damaged or of other settings.
-        StorageError: The run's folder cannot be written.
+        BatchNormError: too many images are damaged, or the records or the checkpoint are damaged or of other settings.
+        StorageError: the run's folder cannot be written.
     """
     checkpoint = None
     if run is not None:

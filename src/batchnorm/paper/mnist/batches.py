@@ -15,12 +15,12 @@ class Batches:
     Every epoch is a new permutation of all examples. The last examples, fewer than a batch, are dropped.
 
     Arguments:
-        examples: The number of training examples.
-        batch_size: Examples in a mini-batch, 2 or more.
-        seed: Seed of the permutations.
+        examples: the number of training examples.
+        batch_size: examples in a mini-batch, 2 or more.
+        seed: seed of the permutations.
 
     Raises:
-        BatchNormError: The batch size is below 2 or above `examples`.
+        BatchNormError: the batch size is below 2 or above `examples`.
     """
 
     def __init__(self, examples: int, batch_size: int, seed: int) -> None:

@@ -37,7 +37,7 @@ def load_mnist(folder: Path | None = None) -> Mnist:
     """Return the copy in the package, or that of the four IDX files in `folder`, each gzipped (.gz) or not.
 
     Raises:
-        BatchNormError: A file is missing, truncated or no IDX file, or images and labels do not fit.
+        BatchNormError: a file is missing, truncated or no IDX file, or images and labels do not fit.
     """
     if folder is None:
         with np.load(PACKED, allow_pickle=False) as packed:

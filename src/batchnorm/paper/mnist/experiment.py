@@ -32,7 +32,7 @@ def load_data(config: MnistConfig) -> Mnist:
     """Check the settings and return the data that they name. Call it before you write anything.
 
     Raises:
-        BatchNormError: The first setting that is out of range, or data that cannot be read.
+        BatchNormError: the first setting that is out of range, or data that cannot be read.
     """
     check_settings(config)
     data = load_mnist(config.data)
@@ -79,7 +79,7 @@ class ArmTraining:
         """Load the parameters and buffers that `state` returned.
 
         Raises:
-            BatchNormError: They are not those of this network.
+            BatchNormError: they are not those of this network.
         """
         load_tensors(self.model, state.get("model"))
 
@@ -88,15 +88,15 @@ def run_mnist(config: MnistConfig, data: Mnist, run: Run, report: Callable[[Row]
     """Train both arms into `run` and return all rows, ordered by step. Resume from its checkpoints if it has any.
 
     Arguments:
-        config: The settings of both arms.
-        data: The images that `load_data` returned.
-        run: The run folder to write.
-        report: Called with each new row, from the thread of its arm.
-        stop: Set it, and both arms end at their next step with a checkpoint. Ctrl-C sets it.
+        config: the settings of both arms.
+        data: the images that `load_data` returned.
+        run: the run folder to write.
+        report: called with each new row, from the thread of its arm.
+        stop: set it, and both arms end at their next step with a checkpoint. Ctrl-C sets it.
 
     Raises:
-        BatchNormError: A row or a checkpoint is damaged or of other settings, or rows before a checkpoint are missing.
-        StorageError: The run folder cannot be written.
+        BatchNormError: a row or a checkpoint is damaged or of other settings, or rows before a checkpoint are missing.
+        StorageError: the run folder cannot be written.
     """
     checkpoints = {arm: run.checkpoint(arm, digest(config, EXPERIMENT)) for arm in ARMS}
     run.replace_rows(_rows_to_keep(run, config, checkpoints))
@@ -119,7 +119,7 @@ def _rows_to_keep(run: Run, config: MnistConfig, checkpoints: Mapping[str, Check
     """Return the rows up to each arm's checkpoint. The loop measures the later ones again.
 
     Raises:
-        BatchNormError: A row before a checkpoint is missing. Nothing would measure it again.
+        BatchNormError: a row before a checkpoint is missing. Nothing would measure it again.
     """
     rows = run.rows(ArmFields)
     kept = []

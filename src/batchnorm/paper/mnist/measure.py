@@ -15,10 +15,10 @@ def measure(model: nn.Sequential, images: Tensor, labels: Tensor, unit: int) -> 
     BN uses population statistics, here the moving averages (Sec. 3.1). The measured images do not change them.
 
     Arguments:
-        model: The network, in eval mode.
-        images: The images to measure, (N, 784), float32.
-        labels: Their labels, (N,), int64.
-        unit: The number of the sigmoid in its layer.
+        model: the network, in eval mode.
+        images: the images to measure, (N, 784), float32.
+        labels: their labels, (N,), int64.
+        unit: the number of the sigmoid in its layer.
     """
     last = max(i for i, layer in enumerate(model) if isinstance(layer, nn.Sigmoid))
     sigmoid_input = model[:last](images)

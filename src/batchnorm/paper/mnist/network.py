@@ -16,8 +16,8 @@ def network(arm: str, std: float, seed: int) -> nn.Sequential:
 
     Arguments:
         arm: "plain" or "bn".
-        std: Standard deviation of the weights, which are Gaussian. Biases and beta start at 0, gamma at 1.
-        seed: Seed of the weights. Both arms draw the same.
+        std: standard deviation of the weights, which are Gaussian. Biases and beta start at 0, gamma at 1.
+        seed: seed of the weights. Both arms draw the same.
     """
     generator = torch.Generator().manual_seed(seed)
     layers: list[nn.Module] = []

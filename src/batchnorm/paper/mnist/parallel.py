@@ -20,13 +20,13 @@ def in_parallel(task: Callable[[Job], None], jobs: Sequence[Job], threads: int, 
     thread, because more would change the order of its sums and so the bits of the records.
 
     Arguments:
-        task: A function that returns soon after `stop` is set.
-        jobs: The arguments of `task`, in the order to start them.
-        threads: The number of threads.
-        stop: Set by Ctrl-C and by a task that fails. Every task that has started is waited for.
+        task: a function that returns soon after `stop` is set.
+        jobs: the arguments of `task`, in the order to start them.
+        threads: the number of threads.
+        stop: set by Ctrl-C and by a task that fails. Every task that has started is waited for.
 
     Raises:
-        Exception: The error of the first job that failed.
+        Exception: the error of the first job that failed.
     """
 
     def stop_others_on_failure(job: Job) -> None:

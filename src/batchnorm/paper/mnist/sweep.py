@@ -51,15 +51,15 @@ def run_sweep(base: MnistConfig, data: Mnist, run: Run, report: Callable[[Row], 
     A row has lr, std, seed, arm and the test accuracy after `base.steps`.
 
     Arguments:
-        base: The settings that all trainings share.
-        data: The images that `load_data` returned.
-        run: The run folder to write.
-        report: Called with each new row, from the thread of its training.
-        stop: Set it to end the sweep at once. Trainings that have not ended leave no row. Ctrl-C sets it.
+        base: the settings that all trainings share.
+        data: the images that `load_data` returned.
+        run: the run folder to write.
+        report: called with each new row, from the thread of its training.
+        stop: set it to end the sweep at once. Trainings that have not ended leave no row. Ctrl-C sets it.
 
     Raises:
-        BatchNormError: A line of the records is damaged or no row of a sweep.
-        StorageError: The run folder cannot be written.
+        BatchNormError: a line of the records is damaged or no row of a sweep.
+        StorageError: the run folder cannot be written.
     """
     rows = run.rows(SweepFields)
     run.replace_rows(rows)  # drops a last line that a kill cut short

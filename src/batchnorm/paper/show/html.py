@@ -26,14 +26,14 @@ def write_page(folder: Path, title: str, about: str, sections: Sequence[Section]
     """Write `report.html` into `folder` and return its path. The page contains everything that it needs.
 
     Arguments:
-        folder: An existing folder.
-        title: Title of the page, plain text.
-        about: First paragraph, HTML.
-        sections: The parts between the first and the last paragraph.
-        settings: Last paragraph, plain text.
+        folder: an existing folder.
+        title: title of the page, plain text.
+        about: first paragraph, HTML.
+        sections: the parts between the first and the last paragraph.
+        settings: last paragraph, plain text.
 
     Raises:
-        StorageError: The disk is full or the folder read-only.
+        StorageError: the disk is full or the folder read-only.
     """
     parts = "\n".join(f"<section>\n<h2>{escape(head)}</h2>\n{content}\n</section>" for head, content in sections)
     body = f"<h1>{escape(title)}</h1>\n<p>{about}</p>\n{parts}\n<p>{escape(settings)}</p>"

@@ -20,7 +20,7 @@ def write_inception_report(records: Sequence[Record], folder: Path) -> Path:
     """Write `report.html` into `folder` and return its path. The page opens offline.
 
     Raises:
-        StorageError: The disk is full or the folder read-only.
+        StorageError: the disk is full or the folder read-only.
     """
     configs = {(r.job.config.data.rsplit("/", 1)[-1], r.job.config.size, r.job.config.batch_size) for r in records}
     settings = "; ".join(f"data {data}, {size}x{size}, batch {batch}" for data, size, batch in sorted(configs, key=str))

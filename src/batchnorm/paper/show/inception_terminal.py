@@ -27,10 +27,10 @@ class TrainingBar:
     """The progress bar of one training. Outside a terminal, as in a log file, each measurement prints a line.
 
     Arguments:
-        bars: The display to add the bar to.
-        job: The variant and its settings.
-        done: The steps already done, in a run that is resumed.
-        images_per_step: Images that all processes together train on in one step.
+        bars: the display to add the bar to.
+        job: the variant and its settings.
+        done: the steps already done, in a run that is resumed.
+        images_per_step: images that all processes together train on in one step.
     """
 
     def __init__(self, bars: Progress, job: Job, done: int, images_per_step: int) -> None:
@@ -101,7 +101,7 @@ def show_report(folders: Sequence[Path], out: Path | None) -> None:
     """Draw Figs. 2 to 4 of the runs in `folders` into `out`, and print their tables.
 
     Raises:
-        BatchNormError: A folder has no run, no run has records, or `out` is not empty.
+        BatchNormError: a folder has no run, no run has records, or `out` is not empty.
         StorageError: `out` cannot be written.
     """
     records = read_records(folders)

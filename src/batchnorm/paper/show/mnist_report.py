@@ -25,7 +25,7 @@ def write_mnist_report(rows: list[Row], settings: dict[str, Any], folder: Path) 
     """Write `report.html` into `folder` and return its path. The page opens offline.
 
     Raises:
-        StorageError: The disk is full or the folder read-only.
+        StorageError: the disk is full or the folder read-only.
     """
     listed = ", ".join(f"{name} {value}" for name, value in _flat(settings) if value is not None)
     sections = [

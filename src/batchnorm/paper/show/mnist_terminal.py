@@ -18,8 +18,8 @@ def arm_bars(steps: int, rows: list[Row]) -> Iterator[Report]:
     """Show a progress bar for each arm of Fig. 1. Yield the function to call with each new row.
 
     Arguments:
-        steps: The number of steps of each arm.
-        rows: The records so far, of a run that is resumed.
+        steps: the number of steps of each arm.
+        rows: the records so far, of a run that is resumed.
     """
     with _progress() as progress:
         bars = {

@@ -14,7 +14,7 @@ def save_picture(figure: Figure, folder: Path, name: str) -> list[Path]:
     """Write `name`.png and `name`.svg into `folder` and return their paths.
 
     Raises:
-        StorageError: The disk is full or the folder read-only.
+        StorageError: the disk is full or the folder read-only.
     """
     paths = []
     for kind in ("png", "svg"):

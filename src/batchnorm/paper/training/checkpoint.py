@@ -32,10 +32,10 @@ class Checkpoint:
     """The newest state of one training, and the state before it. Each file is complete at any moment.
 
     Arguments:
-        path: The file of the newest state.
-        digest: The digest of the settings, which is saved too. A state with another digest is not loaded.
-        header: The types and bounds of what a state has beside its tensors.
-        records: Records that must be on the disk before a later state is, because resuming does not make them again.
+        path: the file of the newest state.
+        digest: the digest of the settings, which is saved too. A state with another digest is not loaded.
+        header: the types and bounds of what a state has beside its tensors.
+        records: records that must be on the disk before a later state is, because resuming does not make them again.
     """
 
     path: Path
@@ -52,7 +52,7 @@ class Checkpoint:
         """Write `state` as the newest. A kill meanwhile leaves the state before it.
 
         Raises:
-            StorageError: The disk is full or the folder read-only. The state before it is kept.
+            StorageError: the disk is full or the folder read-only. The state before it is kept.
         """
         partial = self.path.with_suffix(".partial")
         try:
@@ -71,7 +71,7 @@ class Checkpoint:
         """Return the newest undamaged state, or None if there is no file yet. Code in the file is never run.
 
         Raises:
-            BatchNormError: Every file is damaged, lacks a field of the header, or is of other settings.
+            BatchNormError: every file is damaged, lacks a field of the header, or is of other settings.
         """
         errors = []
         for path in (self.path, self.previous):
@@ -107,7 +107,7 @@ def load_tensors(model: nn.Module, saved: object) -> None:
     """Load the tensors of a `state_dict` into `model`.
 
     Raises:
-        BatchNormError: A tensor is missing or unknown, or has another shape or dtype than the network's.
+        BatchNormError: a tensor is missing or unknown, or has another shape or dtype than the network's.
     """
     own = model.state_dict()
     if not isinstance(saved, Mapping):

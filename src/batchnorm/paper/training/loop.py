@@ -78,16 +78,16 @@ def train(
     numbered, and a measurement depends on the model alone. Only measured times differ.
 
     Arguments:
-        training: The network and its data.
-        record: Called with each row, on every process.
-        stop: Set it to end all processes at their next step.
-        checkpoint: Read and written on rank 0, unused on the others.
-        processes: The processes that train together.
-        checkpoint_seconds: Time between two checkpoints, `CHECKPOINT_SECONDS` by default.
-        progress: Called after each step with the number of steps done and the loss.
+        training: the network and its data.
+        record: called with each row, on every process.
+        stop: set it to end all processes at their next step.
+        checkpoint: read and written on rank 0, unused on the others.
+        processes: the processes that train together.
+        checkpoint_seconds: time between two checkpoints, `CHECKPOINT_SECONDS` by default.
+        progress: called after each step with the number of steps done and the loss.
 
     Raises:
-        StorageError: A checkpoint cannot be written.
+        StorageError: a checkpoint cannot be written.
     """
     seconds = CHECKPOINT_SECONDS if checkpoint_seconds is None else checkpoint_seconds
     step, diverged = _restore(training, checkpoint, processes)

@@ -35,10 +35,10 @@ class Processes:
     """The processes of one training, as one of them sees them.
 
     Arguments:
-        rank: The number of this process.
-        world_size: The number of processes.
-        device: The device that this process trains on.
-        control: A gloo group for CPU tensors where the default group is NCCL's; None where the default is gloo's.
+        rank: the number of this process.
+        world_size: the number of processes.
+        device: the device that this process trains on.
+        control: a gloo group for CPU tensors where the default group is NCCL's; None where the default is gloo's.
     """
 
     rank: int = 0
@@ -118,8 +118,8 @@ def joined() -> Iterator[Processes]:
     """Join the processes that torchrun started, by NCCL on GPUs and gloo on CPUs. Without torchrun, stay alone.
 
     Raises:
-        BatchNormError: An environment variable of torchrun is missing or no number.
-        PeerError: Another process failed or died, or did not come within `JOIN_SECONDS`.
+        BatchNormError: an environment variable of torchrun is missing or no number.
+        PeerError: another process failed or died, or did not come within `JOIN_SECONDS`.
     """
     cuda = torch.cuda.is_available()
     device = torch.device("cpu")
@@ -173,7 +173,7 @@ def _number(variable: str, bounds: Bounds, default: str = "") -> int:
     """Return an integer of torchrun's environment.
 
     Raises:
-        BatchNormError: It is no integer, or out of bounds.
+        BatchNormError: it is no integer, or out of bounds.
     """
     text = os.environ.get(variable, default)
     number = int(text) if re.fullmatch(r"[0-9]{1,9}", text) else -1

@@ -25,7 +25,7 @@ def append_row(path: Path, row: Row) -> None:
     """Append one line, in place of a last line that a kill cut short. If the disk fills up, remove what was written.
 
     Raises:
-        StorageError: The disk is full or the folder read-only.
+        StorageError: the disk is full or the folder read-only.
     """
     line = _line(row).encode()
     try:
@@ -48,11 +48,11 @@ def read_rows(path: Path, kind: type | None = None) -> list[Row]:
     """Return all rows, or none if there is no file. Ignore a last line that a kill cut short.
 
     Arguments:
-        path: The file of JSON lines.
-        kind: A dataclass that declares types and bounds of a row's fields. By default a row may have any fields.
+        path: the file of JSON lines.
+        kind: a dataclass that declares types and bounds of a row's fields. By default a row may have any fields.
 
     Raises:
-        BatchNormError: Another line is damaged or no row of this kind. The message names file, line and field.
+        BatchNormError: another line is damaged or no row of this kind. The message names file, line and field.
             Or the file is no regular file, or has more than 1 GiB.
     """
     if not path.exists():
@@ -65,7 +65,7 @@ def write_rows(path: Path, rows: Iterable[Row]) -> None:
     """Replace the whole file atomically.
 
     Raises:
-        StorageError: The disk is full or the folder read-only.
+        StorageError: the disk is full or the folder read-only.
     """
     write_atomically(path, "".join(map(_line, rows)))
 

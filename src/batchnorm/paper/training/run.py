@@ -43,14 +43,14 @@ class Run:
         """Create a run in `folder`. If that is None, take the first free of runs/EXPERIMENT-1, -2, ….
 
         Arguments:
-            folder: A new or empty folder.
-            experiment: The name of the experiment.
-            config: The settings, as JSON values.
-            digest: The digest of the settings that decide the numbers. It shows a later edit.
+            folder: a new or empty folder.
+            experiment: the name of the experiment.
+            config: the settings, as JSON values.
+            digest: the digest of the settings that decide the numbers. It shows a later edit.
 
         Raises:
             BatchNormError: `folder` exists and is not an empty folder.
-            StorageError: It cannot be created or written.
+            StorageError: it cannot be created or written.
         """
         folder = new_folder(folder, experiment)
         kept = {} if digest is None else {"digest": digest}
@@ -80,7 +80,7 @@ class Run:
         """Lock the run against other processes that would write it. Only POSIX systems have this lock.
 
         Raises:
-            BatchNormError: Another process holds the lock.
+            BatchNormError: another process holds the lock.
         """
         if fcntl is None:
             yield
@@ -110,7 +110,7 @@ class Run:
         """Append one row to the records, from any thread. A kill loses at most this row.
 
         Raises:
-            StorageError: The disk is full or the folder read-only.
+            StorageError: the disk is full or the folder read-only.
         """
         with self._append:
             append_row(self.metrics, row)
@@ -119,10 +119,10 @@ class Run:
         """Return all rows of the records, without a last line that a kill cut short.
 
         Arguments:
-            kind: A dataclass that declares types and bounds of a row's fields.
+            kind: a dataclass that declares types and bounds of a row's fields.
 
         Raises:
-            BatchNormError: Another line is damaged or no row of this kind.
+            BatchNormError: another line is damaged or no row of this kind.
         """
         return read_rows(self.metrics, kind)
 
@@ -130,7 +130,7 @@ class Run:
         """Replace all records atomically.
 
         Raises:
-            StorageError: The disk is full or the folder read-only.
+            StorageError: the disk is full or the folder read-only.
         """
         write_rows(self.metrics, rows)
 
@@ -151,7 +151,7 @@ def new_folder(folder: Path | None, experiment: str) -> Path:
 
     Raises:
         BatchNormError: `folder` exists and is not an empty folder.
-        StorageError: It cannot be created.
+        StorageError: it cannot be created.
     """
     try:
         if folder is None:

@@ -20,7 +20,7 @@ def check_settings(config: Any) -> None:
     """Check the settings of a command line.
 
     Raises:
-        BatchNormError: The first setting that is of another type or out of bounds. The message names its option.
+        BatchNormError: the first setting that is of another type or out of bounds. The message names its option.
     """
     checked(type(config), json_values(config), "", lambda field: f"--{field.replace('_', '-')}")
 
@@ -29,13 +29,13 @@ def saved_settings(kind: type[Config], saved: dict[str, Any], file: Path, *names
     """Return the settings that a run folder kept.
 
     Arguments:
-        kind: The dataclass of the settings.
-        saved: The content of config.json. A run of version 0.1.0 has no `digest`.
-        file: The path of config.json, for the messages.
-        names: What `digest` was given.
+        kind: the dataclass of the settings.
+        saved: the content of config.json. A run of version 0.1.0 has no `digest`.
+        file: the path of config.json, for the messages.
+        names: what `digest` was given.
 
     Raises:
-        BatchNormError: A setting is missing, unknown, of another type or out of bounds, or was edited.
+        BatchNormError: a setting is missing, unknown, of another type or out of bounds, or was edited.
     """
     known = [field.name for field in fields(kind)]  # pyright: ignore[reportArgumentType]  (a dataclass)
     values = {name: value for name, value in saved.items() if name != "digest"}

@@ -24,13 +24,13 @@ def checked(kind: type[Kind], values: object, place: str, name: Callable[[str], 
     Fields that `kind` does not have are ignored.
 
     Arguments:
-        kind: A dataclass whose fields declare types and bounds.
-        values: What `json.loads` returned.
-        place: Where the values are from, such as a file and its line. "" for the command line.
-        name: Returns how a message writes a field.
+        kind: a dataclass whose fields declare types and bounds.
+        values: what `json.loads` returned.
+        place: where the values are from, such as a file and its line. "" for the command line.
+        name: returns how a message writes a field.
 
     Raises:
-        BatchNormError: The first field that is missing, of another type or out of bounds.
+        BatchNormError: the first field that is missing, of another type or out of bounds.
     """
     before = f"{place}: " if place else ""
     try:
