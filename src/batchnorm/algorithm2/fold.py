@@ -93,7 +93,7 @@ def fold(model: nn.Module, example_inputs: Any, *, tolerance: float | None = Non
 
         y = scale * x + shift,   scale = gamma / sqrt(Var[x] + eps),   shift = beta - scale * E[x]
 
-    The map goes into convolutions and linear layers before it, after it or beside it, or into another batch
+    The map goes into convolutions and linear layers before it, after it or parallel to it, or into another batch
     normalization. On its way it passes calls such as reshape, concatenation, average pooling and Dropout. It goes only
     where the function stays the same; docs/fold.md has the rules. A map that can go nowhere becomes one multiply-add.
     No running statistics survive, except in rows that are "kept".

@@ -4,7 +4,7 @@ There are three ways, tried in this order:
 
 1. Backward, into the calls that feed the batch normalization.
 2. Forward, into the calls that it feeds.
-3. Beside, into a convolution of the same input whose output is added: BN(x) + conv(x), as in RepVGG.
+3. Parallel, into a convolution of the same input whose output is added: BN(x) + conv(x), as in RepVGG.
 
 Each way first lists edits and changes nothing. If it gets stuck, the next way is tried.
 """
@@ -163,10 +163,10 @@ class Composer:
         without_shift = Affine(after.scale, torch.zeros_like(after.shift))
         for term, skip in ((first, second), (second, first)):
             found = self._convolution_in(term, skip)
-            if found is not None:  # a(conv(x) + x) + b, as in RepViT: a * x goes into a tap of the convolution
+            if found is not None:  # a(conv(x) + x) + b, as in RepViT: a * x goes into the convolution
                 signed = Affine(found.sign * after.scale, torch.zeros_like(after.shift))
-                beside = self._edit(found.value, add_identity, signed)
-                return [At(term, after), beside, self._bypass(node, node.args.index(term))]
+                parallel = self._edit(found.value, add_identity, signed)
+                return [At(term, after), parallel, self._bypass(node, node.args.index(term))]
         return [At(first, after), At(second, without_shift)]
 
     # Forward
@@ -211,7 +211,7 @@ class Composer:
     def _precede(self, node: fx.Node, before: Affine) -> None:
         self.maps[node] = before.then(self.maps[node])
 
-    # Beside
+    # Parallel
 
     def _into_parallel(self, node: fx.Node, source: fx.Node) -> list[Edit]:
         """Return the edits that put the map into a convolution of the same input, BN(x) + conv(x)."""

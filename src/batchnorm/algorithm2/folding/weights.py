@@ -88,19 +88,19 @@ def scale_inputs(network: Network, node: fx.Node, before: Affine) -> tuple[Tenso
     return weight, added if bias is None else bias + added
 
 
-def add_identity(network: Network, node: fx.Node, beside: Affine) -> tuple[Tensor, Tensor]:
-    """Return the weight and bias with which an affine call gives y + beside(x) instead of y.
+def add_identity(network: Network, node: fx.Node, parallel: Affine) -> tuple[Tensor, Tensor]:
+    """Return the weight and bias with which an affine call gives y + parallel(x) instead of y.
 
-    One tap of the kernel reads x at the place of y. There the map is a diagonal matrix.
+    One element of the kernel reads x at the position of y. There the map is a diagonal matrix.
     """
     weight, bias = _parameters(network, node)
-    tap = _own_tap(network, node)
-    if tap is None:
-        raise Stuck(f"{network.label(node)} has no tap that reads where it writes")
-    scale, shift = _vectors(network, node, beside, at=node)
+    element = _own_element(network, node)
+    if element is None:
+        raise Stuck(f"{network.label(node)} has no kernel element that reads x at the position of y")
+    scale, shift = _vectors(network, node, parallel, at=node)
     channels = torch.arange(len(weight))
     weight = weight.clone()
-    weight[(channels, channels % weight.shape[1], *tap)] += scale
+    weight[(channels, channels % weight.shape[1], *element)] += scale
     return weight, shift if bias is None else bias + shift
 
 
@@ -218,8 +218,8 @@ def _has_border(network: Network, node: fx.Node) -> bool:
     return any(padding) if isinstance(padding, tuple | list) else padding not in (0, "valid")
 
 
-def _own_tap(network: Network, node: fx.Node) -> tuple[int, ...] | None:
-    """Return the index of the kernel's tap that reads x at the place of y, or None if there is none."""
+def _own_element(network: Network, node: fx.Node) -> tuple[int, ...] | None:
+    """Return the index of the kernel element that reads x at the position of y, or None if there is none."""
     source = network.input_or_none(node)
     if source is None or not network.same_shape(source, node) or network.is_transposed(node):
         return None
@@ -233,10 +233,10 @@ def _own_tap(network: Network, node: fx.Node) -> tuple[int, ...] | None:
     )
     if padding is None or stride != (1,) * rank or dilation is None:
         return None
-    tap = tuple(p // d for p, d in zip(padding, dilation, strict=True))
-    inside = all(t < size for t, size in zip(tap, kernel, strict=True))
+    element = tuple(p // d for p, d in zip(padding, dilation, strict=True))
+    inside = all(index < size for index, size in zip(element, kernel, strict=True))
     exact = all(p % d == 0 for p, d in zip(padding, dilation, strict=True))
-    return tap if inside and exact else None
+    return element if inside and exact else None
 
 
 def _per_axis(value: Any, rank: int) -> tuple[int, ...] | None:
