@@ -187,6 +187,14 @@ def test_the_count_of_calls_follows_every_change_of_the_graph():
     assert [counted(network, layer) for layer in (conv, own, relu)] == [1, 1, 2]
 
 
+def test_a_call_whose_layer_was_replaced_can_be_removed():
+    network = trace(nn.Sequential(nn.ReLU(), nn.Flatten()), torch.randn(IMAGE))
+    node = find(network, "relu")
+    network.root.set_submodule("0", nn.Tanh())
+    network.remove(node, network.input(node))
+    assert [network.op(call) for call in network.graph.nodes if call.op == "call_module"] == ["flatten"]
+
+
 @pytest.mark.parametrize(
     ("name", "linear", "transposed"),
     [("linear", True, False), ("conv2d", False, False), ("conv_transpose2d", False, True), ("transpose", False, False)],

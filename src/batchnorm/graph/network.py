@@ -305,10 +305,12 @@ class Network:
         self._add_caller(node)
         return layer
 
-    def call_after(self, node: fx.Node, kind: str, target: str, args: tuple[Any, ...]) -> fx.Node:
-        """Add a call to the graph after `node`: a "call_module" or a "call_method"."""
+    def call_after(
+        self, node: fx.Node, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None
+    ) -> fx.Node:
+        """Add a call to the graph after `node`: a "call_module", "call_function" or "call_method"."""
         with self.graph.inserting_after(node):
-            call = self.graph.create_node(kind, target, args)
+            call = self.graph.create_node(kind, target, args, kwargs)
         if kind == "call_module":
             self._add_caller(call)
         return call
@@ -329,7 +331,7 @@ class Network:
             sources, layer = node.all_input_nodes, self.layer(node)
             self.graph.erase_node(node)
             if layer is not None:
-                self._callers[layer].discard(node)
+                self._callers.get(layer, set()).discard(node)  # not there if another layer has taken its place
             unused += [source for source in sources if not source.users and self.is_constant(source)]
 
     def as_module(self) -> fx.GraphModule:
