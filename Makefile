@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 SOURCES := pyproject.toml $(wildcard CMakeLists.txt csrc/*)
 
-.PHONY: mnist inception test torture lint bench clean
+.PHONY: mnist inception test torture fuzz lint bench clean
 
 mnist: $(VENV)/paper
 	$(VENV)/bin/batchnorm mnist
@@ -17,6 +17,10 @@ test: $(VENV)/lint
 # Fail every write of short runs once, and kill them there; about 20 minutes on two cores. The tests take a sample.
 torture: $(VENV)/lint
 	PYTHONPATH=tests $(VENV)/bin/python -m torture
+
+# Give the readers of files random bytes, a minute each. FUZZ="idx --seconds 600 --keep" gives options.
+fuzz: $(VENV)/fuzz
+	PYTHONPATH=tests $(VENV)/bin/python -m fuzz $(FUZZ)
 
 lint: $(VENV)/lint
 	$(VENV)/bin/ruff check
