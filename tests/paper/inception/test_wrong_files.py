@@ -224,6 +224,25 @@ def test_a_state_that_cannot_go_on_is_one_line(folder, tree, state, message):
     assert line.startswith(f"{folder}/checkpoint-training.pt: {message}")
 
 
+@pytest.mark.parametrize(("number", "step"), [(1, 0), (2, 6), (3, 12)])
+def test_a_row_that_is_missing_before_the_checkpoint_is_one_line(folder, number, step):
+    file = folder / "metrics.jsonl"
+    lines = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(b"".join(lines[: number - 1] + lines[number:]))
+    assert fails("inception", "--resume", folder) == (
+        f"{file} lacks the row of step {step}, and the checkpoint is at step 12; "
+        f"remove {folder}/checkpoint-training.pt and checkpoint-training.previous.pt to train from the start"
+    )
+
+
+def test_the_last_row_is_wanted_too_if_it_is_no_multiple(folder):
+    edit_settings(folder, steps=12, eval_every=5)
+    for number, step in enumerate((0, 5, 10), 1):
+        edit_row(folder / "metrics.jsonl", number, {"step": step})
+    edit_checkpoint(folder / "checkpoint-training.pt", {"digest": ...})
+    assert " lacks the row of step 12, " in fails("inception", "--resume", folder)
+
+
 def test_every_committed_run_is_readable():
     folders = sorted({path.parent.parent for path in (ROOT / "records/inception-fashion").rglob("metrics.jsonl")})
     assert len(read_records(folders)) == len([*(ROOT / "records/inception-fashion").rglob("config.json")])

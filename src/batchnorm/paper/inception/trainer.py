@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from itertools import islice
+from itertools import chain, islice
 from threading import Event
 from typing import Any
 
@@ -20,7 +20,7 @@ from ..images.interface import Images
 from ..images.loader import Batch, ImageBatches, evaluation_batches
 from ..images.normalize import normalize
 from ..images.waiting import WaitTimer
-from ..training.checkpoint import load_tensors
+from ..training.checkpoint import Checkpoint, load_tensors
 from ..training.loop import train
 from ..training.processes import Processes
 from ..training.rows import Row
@@ -240,14 +240,14 @@ def run_variant(
         progress: called after each step with the number of steps done and the loss.
 
     Raises:
-        BatchNormError: too many images are damaged, or the records or the checkpoint are damaged or of other settings.
+        BatchNormError: too many images are damaged, or the records or the checkpoint are damaged or of other settings,
+            or rows before the checkpoint are missing.
         StorageError: the run's folder cannot be written.
     """
     checkpoint = None
     if run is not None:
         checkpoint = run.checkpoint(CHECKPOINT, run_digest(trainer.config, trainer.variant), TrainingHeader)
-        reached = (checkpoint.load() or {"step": -1})["step"]
-        run.replace_rows([row for row in run.rows(TrainingFields) if row["step"] <= reached])
+        run.replace_rows(_rows_to_keep(run, checkpoint, trainer))
 
     def record(row: Row) -> None:
         if run is not None:
@@ -257,6 +257,26 @@ def run_variant(
 
     seconds = 60 * trainer.config.checkpoint_minutes
     train(trainer, record, stop, checkpoint, processes=trainer.processes, checkpoint_seconds=seconds, progress=progress)
+
+
+def _rows_to_keep(run: Run, checkpoint: Checkpoint, trainer: Trainer) -> list[Row]:
+    """Return the rows up to the checkpoint. The loop measures the later ones again.
+
+    Raises:
+        BatchNormError: a row before the checkpoint is missing. Nothing would measure it again.
+    """
+    reached = (checkpoint.load() or {"step": -1})["step"]
+    kept = [row for row in run.rows(TrainingFields) if row["step"] <= reached]
+    steps = {row["step"] for row in kept}
+    last = [reached] if reached == trainer.steps else []
+    wanted = chain(range(0, reached + 1, trainer.measure_every), last)
+    missing = next((step for step in wanted if step not in steps), None)
+    if missing is not None:
+        raise BatchNormError(
+            f"{run.metrics} lacks the row of step {missing}, and the checkpoint is at step {reached}; "
+            f"remove {checkpoint.path} and {checkpoint.previous.name} to train from the start"
+        )
+    return kept
 
 
 def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
