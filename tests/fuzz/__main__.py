@@ -1,4 +1,4 @@
-"""Fuzz the readers of files that others made, with atheris: python -m fuzz --help, with tests/ in PYTHONPATH.
+"""Fuzz the readers of files that others made, with atheris: make fuzz, or python -m fuzz with tests/ in PYTHONPATH.
 
 Each reader runs in a process of its own. It must read any bytes, or refuse them with an error of the project. Anything
 else is a find: another error, a crash, more than 10 seconds, more than 2 GiB. The input of each find is written to
@@ -99,14 +99,17 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="fuzz",
         description=__doc__,
-        epilog=f"Readers: {', '.join(READERS)}.",
+        epilog="\n".join(["readers:", *(f"  {name:22}{reader.prepare.__doc__}" for name, reader in READERS.items())]),
         formatter_class=argparse.RawTextHelpFormatter,
     )
-    parser.add_argument("reader", nargs="*", choices=[*READERS, []], metavar="reader", help="by default all of them")
+    parser.add_argument("reader", nargs="*", help="by default all of them")
     parser.add_argument("--seconds", type=int, default=60, help="of each reader; by default 60")
     parser.add_argument("--out", type=Path, default=OUT, help=f"folder of finds and logs; by default {OUT}")
     parser.add_argument("--keep", action="store_true", help="add to tests/fuzz/corpus what reaches new lines")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if unknown := [name for name in options.reader if name not in READERS]:
+        parser.error(f"there is no reader {unknown[0]!r}; wanted {', '.join(READERS)}")
+    return options
 
 
 if __name__ == "__main__":

@@ -91,7 +91,7 @@ def tiny_trainer() -> Trainer:
 
 
 def mnist_data(folder: Path) -> Read:
-    """Read the training images of `batchnorm mnist --data`, beside whole other files."""
+    """Read an IDX file as the training images of MNIST, beside whole other files."""
     shapes = {"train_labels": (2,), "test_images": (1, 28, 28), "test_labels": (1,)}
     for name, shape in shapes.items():
         (folder / IDX_NAMES[name]).write_bytes(idx_bytes(*shape))
@@ -237,6 +237,7 @@ def weights(suffix: str) -> Callable[[Path], Read]:
     """Return the reader of `--weights`, by the suffix of the file."""
 
     def prepare(folder: Path) -> Read:
+        """Read weights for the commands."""
         file, network = folder / f"weights{suffix}", tiny_network()
 
         def read(content: bytes) -> None:
