@@ -1,5 +1,5 @@
-// Batch normalization fused with its activation, z = g(BN(x)) (Alg. 1, Sec. 3.2), and its gradient. This code uses
-// neither Python nor torch.
+// Batch normalization fused with what follows it, z = g(BN(x) + residual) (Alg. 1, Sec. 3.2), and its gradient. This
+// code uses neither Python nor torch.
 #pragma once
 
 #include <cstdint>
@@ -7,10 +7,10 @@
 namespace batchnorm {
 
 enum class Dtype { float32, bfloat16 };
-enum class Activation { none, relu, leaky_relu };
+enum class Activation { none, relu, leaky_relu, relu6, hardswish, sigmoid, silu, gelu, gelu_tanh };
 
-// The arguments of all three kernels. x, z, dz and dx are dense and share one dtype and one layout: (N, C, S), or
-// (N, S, C) if channels_last. gamma and beta are float32. Either may be null, which stands for 1 and 0.
+// The arguments of all three kernels. x, residual, z and their gradients are dense and share one dtype and one layout:
+// (N, C, S), or (N, S, C) if channels_last. gamma and beta are float32. Either may be null, which stands for 1 and 0.
 struct Problem {
     int64_t n, c, s;
     bool channels_last;
@@ -18,8 +18,9 @@ struct Problem {
     Activation activation;
     float slope;  // of the leaky ReLU below 0
     int threads;
-    const float* gamma;  // (C)
-    const float* beta;   // (C)
+    const float* gamma;    // (C)
+    const float* beta;     // (C)
+    const void* residual;  // null for none. The backward reads it if there is an activation.
 };
 
 struct Forward : Problem {
@@ -38,6 +39,7 @@ struct Backward : Problem {
     const double* mean;  // (C)
     const double* rstd;  // (C)
     void* dx;            // null if not wanted
+    void* dresidual;     // null if not wanted. Not written unless dx is wanted too.
     float* dgamma;       // (C), null if not wanted
     float* dbeta;        // (C), null if not wanted
 };

@@ -40,11 +40,11 @@ bool forward(const Problem& p, uintptr_t x, double eps, uintptr_t z, uintptr_t b
     return finite;
 }
 
-void backward(const Problem& p, uintptr_t x, uintptr_t dz, uintptr_t saved, uintptr_t dx, uintptr_t dweight,
-              uintptr_t dbias) {
+void backward(const Problem& p, uintptr_t x, uintptr_t dz, uintptr_t saved, uintptr_t dx, uintptr_t dresidual,
+              uintptr_t dweight, uintptr_t dbias) {
     const double* saved_mean = at<const double>(saved);
     run(kernels().backward, Backward{p, at<const void>(x), at<const void>(dz), saved_mean, saved_mean + p.c,
-                                     at<void>(dx), at<float>(dweight), at<float>(dbias)});
+                                     at<void>(dx), at<void>(dresidual), at<float>(dweight), at<float>(dbias)});
 }
 
 void inference(const Problem& p, uintptr_t x, uintptr_t mean, uintptr_t var, double eps, uintptr_t z) {
@@ -59,17 +59,17 @@ NB_MODULE(_kernels, m) {
         .def(
             "__init__",
             [](Problem* self, int64_t n, int64_t c, int64_t s, bool channels_last, bool bfloat16, int activation,
-               float slope, int threads, uintptr_t weight, uintptr_t bias) {
+               float slope, int threads, uintptr_t weight, uintptr_t bias, uintptr_t residual) {
                 const Dtype dtype = bfloat16 ? Dtype::bfloat16 : Dtype::float32;
                 const auto g = static_cast<Activation>(activation);
                 const float *gamma = at<const float>(weight), *beta = at<const float>(bias);
-                new (self) Problem{n, c, s, channels_last, dtype, g, slope, threads, gamma, beta};
+                new (self) Problem{n, c, s, channels_last, dtype, g, slope, threads, gamma, beta, at<void>(residual)};
             },
             "n"_a, "c"_a, "s"_a, "channels_last"_a, "bfloat16"_a, "activation"_a, "slope"_a, "threads"_a, "weight"_a,
-            "bias"_a);
+            "bias"_a, "residual"_a);
     m.def("forward", forward, "problem"_a, "x"_a, "eps"_a, "z"_a, "batch"_a, "saved"_a, "running_mean"_a,
           "running_var"_a, "momentum"_a, "count"_a);
-    m.def("backward", backward, "problem"_a, "x"_a, "dz"_a, "saved"_a, "dx"_a, "dweight"_a, "dbias"_a);
+    m.def("backward", backward, "problem"_a, "x"_a, "dz"_a, "saved"_a, "dx"_a, "dresidual"_a, "dweight"_a, "dbias"_a);
     m.def("inference", inference, "problem"_a, "x"_a, "mean"_a, "var"_a, "eps"_a, "z"_a);
     m.def(
         "update_running",

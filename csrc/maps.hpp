@@ -82,16 +82,16 @@ inline void sum_run(int64_t n, Partial<E, N>& sums, const TermAt& term, const Ne
     sums.add(chains - 1, t);
 }
 
-// Writes a run in whole vectors, of which the last may overlap the one before it. n must be at least kFloats.
-template <bool Streaming, class T, class ValueAt>
-inline void map_run(T* out, int64_t n, const ValueAt& value) {
-    constexpr int N = kFloats;
+// Calls step(i, whole) for a run of n values in vectors, of which the last may overlap the one before it: then it is
+// not `whole`, nor aligned. n must be at least kFloats.
+template <class Step>
+inline void map_run(int64_t n, const Step& step) {
     int64_t i = 0;
-    for (; i + N <= n; i += N) store<Streaming, N>(out + i, value(Width<N>{}, i));
-    if (i < n) store<false, N>(out + n - N, value(Width<N>{}, n - N));
+    for (; i + kFloats <= n; i += kFloats) step(i, true);
+    if (i < n) step(n - kFloats, false);
 }
 
-template <int N>
+template <int N = kFloats>
 inline Coefficients<N> broadcast(const Affine& k) {
     return {splat<N>(k.mean), splat<N>(k.a), splat<N>(k.b)};
 }
@@ -115,19 +115,17 @@ void each_group(const Problem& p, int64_t bytes, const Body& body) {
     });
 }
 
-// Writes the maps [c0, c1), those of the last image first, because they are still in the nearest cache. While a map is
-// written, the same map of the next image is prefetched for writing, or a map of the next group after the last image.
-// value(Width, channel, place) computes what is written.
-template <bool Streaming, class T, class ValueAt>
-void write_maps(const Problem& p, int64_t c0, int64_t c1, T* out, const ValueAt& value) {
+// Visits the maps [c0, c1) to write them, those of the last image first, because they are still in the nearest cache.
+// step_of(c) returns the step of a channel. step(at, later, whole) writes the values at `at`. `later` is the offset to
+// what is written after this map: the same map of the next image, or a map of the next group after the last image.
+template <class StepOf>
+void each_map(const Problem& p, int64_t c0, int64_t c1, const StepOf& step_of) {
     for (int64_t n = p.n - 1; n >= 0; --n) {
         const int64_t later = (n ? -p.c : (p.n - 1) * p.c + c1 - c0) * p.s;
         for (int64_t c = c0; c < c1; ++c) {
-            const int64_t at = (n * p.c + c) * p.s;
-            map_run<Streaming>(out + at, p.s, [&](auto w, int64_t i) {
-                if constexpr (!Streaming) prefetch_for_write<w.n>(out + at + i + later);
-                return value(w, c, at + i);
-            });
+            const auto step = step_of(c);
+            const int64_t map = (n * p.c + c) * p.s;
+            map_run(p.s, [&](int64_t i, bool whole) { step(map + i, later, whole); });
         }
     }
 }
@@ -163,92 +161,105 @@ void sum_accurately(const P& p, int64_t c0, int64_t c1, Sums* sums, const SumIn&
     }
 }
 
-template <class T, Activation A, bool Streaming>
-void forward_maps(const Forward& f) {
-    const T* x = static_cast<const T*>(f.x);
+// The statistics of the maps [c0, c1), and the coefficients that they give.
+template <class T>
+void sum_deviations(const Forward& f, int64_t c0, int64_t c1, const T* x, Affine* k) {
+    float shift[kMaxGroup];
+    for (int64_t c = c0; c < c1; ++c) shift[c - c0] = typical_value(f, x, c);
+    Sums sums[kMaxGroup];
+    sum_accurately(f, c0, c1, sums, [&](auto e, int64_t from, int64_t to, Sums* into) {
+        using E = decltype(e);
+        constexpr int N = kFloats * sizeof(float) / sizeof(E);
+        sum_maps<E, N>(
+            f, from, to, into,
+            [&](auto w, int64_t c, int64_t at) { return deviation<E, w.n>(x + at, Vec<E, w.n>{} + E(shift[c - c0])); },
+            [&](int64_t at) { prefetch<N>(x + at); });
+    });
+    for (int64_t c = c0; c < c1; ++c) {
+        const Sums& s = sums[c - c0];
+        k[c - c0] = finish(f, c, shift[c - c0], s.of_first(), s.of_second());
+    }
+}
+
+// Steps capture by value, because the compiler reloads after each store what a store may change.
+template <class T, Activation A>
+void forward_maps(const Forward& f, bool streaming) {
+    const T *x = static_cast<const T*>(f.x), *residual = static_cast<const T*>(f.residual);
     T* z = static_cast<T*>(f.z);
     each_group(f, sizeof(T), [&](int64_t c0, int64_t c1, int64_t to_next) {
-        float shift[kMaxGroup];
         Affine k[kMaxGroup];
-        for (int64_t c = c0; c < c1; ++c) shift[c - c0] = typical_value(f, x, c);
-        Sums sums[kMaxGroup];
-        sum_accurately(f, c0, c1, sums, [&](auto e, int64_t from, int64_t to, Sums* into) {
-            using E = decltype(e);
-            constexpr int N = kFloats * sizeof(float) / sizeof(E);
-            sum_maps<E, N>(
-                f, from, to, into,
-                [&](auto w, int64_t c, int64_t at) {
-                    return deviation<E, w.n>(x + at, Vec<E, w.n>{} + E(shift[c - c0]));
-                },
-                [&](int64_t at) { prefetch<N>(x + at); });
-        });
-        for (int64_t c = c0; c < c1; ++c) {
-            const Sums& s = sums[c - c0];
-            k[c - c0] = finish(f, c, shift[c - c0], s.of_first(), s.of_second());
-        }
-        write_maps<Streaming>(f, c0, c1, z, [&](auto w, int64_t c, int64_t at) {
-            prefetch<w.n>(x + at + to_next);
-            return normalized<A, w.n>(x + at, broadcast<w.n>(k[c - c0]), f.slope);
+        sum_deviations(f, c0, c1, x, k);
+        each_map(f, c0, c1, [&](int64_t c) {
+            return [=, k = broadcast(k[c - c0]), slope = f.slope](int64_t at, int64_t later, bool whole) {
+                prefetch<kFloats>(x + at + to_next);
+                if (residual) prefetch<kFloats>(residual + at + later);
+                if (!streaming) prefetch_for_write<kFloats>(z + at + later);
+                store<kFloats>(streaming && whole, z + at, normalized<A, kFloats>(x, residual, at, k, slope));
+            };
         });
     });
 }
 
-template <class T, Activation A, bool Streaming>
-void backward_maps(const Backward& b) {
-    const T* x = static_cast<const T*>(b.x);
-    const T* dz = static_cast<const T*>(b.dz);
-    T* dx = static_cast<T*>(b.dx);
-    each_group(b, 2 * sizeof(T), [&](int64_t c0, int64_t c1, int64_t to_next) {
+template <class T, Activation A>
+void backward_maps(const Backward& b, bool streaming) {
+    const Saved<T> from{static_cast<const T*>(b.x), static_cast<const T*>(b.residual), static_cast<const T*>(b.dz)};
+    T *dx = static_cast<T*>(b.dx), *dresidual = static_cast<T*>(b.dresidual);
+    const auto fetch = [=](auto w, int64_t at) __attribute__((always_inline)) {
+        prefetch<w.n>(from.x + at);
+        prefetch<w.n>(from.dz + at);
+        if (from.residual) prefetch<w.n>(from.residual + at);
+    };
+    each_group(b, (from.residual ? 3 : 2) * sizeof(T), [&](int64_t c0, int64_t c1, int64_t to_next) {
         Sums sums[kMaxGroup];
         Affine k[kMaxGroup];
-        Slopes slopes[kMaxGroup];
         for (int64_t c = c0; c < c1; ++c) k[c - c0] = affine(b, c, b.mean[c], b.rstd[c]);
-        sum_accurately(b, c0, c1, sums, [&](auto e, int64_t from, int64_t to, Sums* into) {
+        sum_accurately(b, c0, c1, sums, [&](auto e, int64_t from_c, int64_t to_c, Sums* into) {
             using E = decltype(e);
             constexpr int N = kFloats * sizeof(float) / sizeof(E);
             sum_maps<E, N>(
-                b, from, to, into,
+                b, from_c, to_c, into,
                 [&](auto w, int64_t c, int64_t at) {
-                    return gradient<E, A, w.n>(x + at, dz + at, broadcast<w.n>(k[c - c0]), b.slope);
+                    return gradient<E, A, w.n>(from, at, broadcast<w.n>(k[c - c0]), b);
                 },
-                [&](int64_t at) {
-                    prefetch<N>(x + at);
-                    prefetch<N>(dz + at);
-                });
+                [&](int64_t at) { fetch(Width<N>{}, at); });
         });
+        Slopes slopes[kMaxGroup];
         for (int64_t c = c0; c < c1; ++c) {
             const Sums& s = sums[c - c0];
             slopes[c - c0] = finish(b, c, k[c - c0], s.of_first(), s.of_second());
         }
         if (!dx) return;
-        write_maps<Streaming>(b, c0, c1, dx, [&](auto w, int64_t c, int64_t at) {
+        each_map(b, c0, c1, [&](int64_t c) {
             const Slopes& m = slopes[c - c0];
-            prefetch<w.n>(x + at + to_next);
-            prefetch<w.n>(dz + at + to_next);
-            return input_gradient<A, w.n>(x + at, dz + at, broadcast<w.n>(k[c - c0]), splat<w.n>(m.c1),
-                                          splat<w.n>(m.c0), b.slope);
+            return [=, k = broadcast(k[c - c0]), c1 = splat<kFloats>(m.c1), c0 = splat<kFloats>(m.c0), slope = b.slope](
+                       int64_t at, int64_t later, bool whole) {
+                fetch(Width<kFloats>{}, at + to_next);
+                const Gradients<kFloats> d = gradients<A, kFloats>(from, at, k, c1, c0, slope);
+                if (!streaming) prefetch_for_write<kFloats>(dx + at + later);
+                store<kFloats>(streaming && whole, dx + at, d.dx);
+                if (!dresidual) return;
+                if (!streaming) prefetch_for_write<kFloats>(dresidual + at + later);
+                store<kFloats>(streaming && whole, dresidual + at, d.dy);
+            };
         });
     });
 }
 
-template <class T, Activation A, bool Streaming>
-bool inference_maps(const Inference& f) {
-    const T* x = static_cast<const T*>(f.x);
+template <class T, Activation A>
+bool inference_maps(const Inference& f, bool streaming) {
+    const T *x = static_cast<const T*>(f.x), *residual = static_cast<const T*>(f.residual);
     T* z = static_cast<T*>(f.z);
     Affine* k = static_cast<Affine*>(std::malloc(f.c * sizeof(Affine)));
     if (!k) return false;
     for (int64_t c = 0; c < f.c; ++c) k[c] = affine(f, c, f.mean[c], 1.0 / std::sqrt(f.var[c] + f.eps));
     const int64_t maps = f.n * f.c;
     parallel(threads(f), [&](int thread, int count) {
-        for (int64_t map = maps * thread / count, end = maps * (thread + 1) / count; map < end; ++map) {
-            const T* of_x = x + map * f.s;
-            const auto of_map = broadcast<kFloats>(k[map % f.c]);
-            // In memory order the hardware prefetches, and software prefetching costs time. Captured by value, because
-            // the compiler reloads after each store what a store may change.
-            map_run<Streaming>(z + map * f.s, f.s, [=, slope = f.slope](auto w, int64_t i) {
-                return normalized<A, w.n>(of_x + i, of_map, slope);
+        for (int64_t map = maps * thread / count, end = maps * (thread + 1) / count; map < end; ++map)
+            // In memory order the hardware prefetches, and software prefetching costs time.
+            map_run(f.s, [=, k = broadcast(k[map % f.c]), slope = f.slope, first = map * f.s](int64_t i, bool whole) {
+                store<kFloats>(streaming && whole, z + first + i,
+                               normalized<A, kFloats>(x, residual, first + i, k, slope));
             });
-        }
         fence_streaming_stores();
     });
     std::free(k);

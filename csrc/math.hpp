@@ -1,8 +1,10 @@
-// The math of both layouts: sizes, one value (y = (x - mean) * a + b, z = g(y)), and the statistics of one channel.
+// The math of both layouts: sizes, one value (y = (x - mean) * a + b + residual, z = g(y)), and the statistics of one
+// channel.
 #pragma once
 
 #include <cmath>
 
+#include "activations.hpp"
 #include "batch_norm.hpp"
 #include "simd.hpp"
 
@@ -28,31 +30,21 @@ Affine affine(const Problem& p, int64_t c, double mean, double rstd) {
     return {near, static_cast<float>(a), static_cast<float>((p.beta ? p.beta[c] : 0.0) - rest * a)};
 }
 
-template <Activation A, int N>
-inline Vec<float, N> activate(Vec<float, N> y, float slope) {
-    const Vec<float, N> zero{};
-    if constexpr (A == Activation::relu) return positive_part<N>(y);
-    if constexpr (A == Activation::leaky_relu) return y < zero ? y * slope : y;
-    return y;
-}
-
-// dy = g'(y) * dz. y is recomputed with the expression of the forward, so that both round alike.
-template <Activation A, int N>
-inline Vec<float, N> gate(Vec<float, N> dz, Vec<float, N> y, float slope) {
-    const Vec<float, N> zero{};
-    if constexpr (A == Activation::relu) return y <= zero ? zero : dz;
-    if constexpr (A == Activation::leaky_relu) return y > zero ? dz : dz * slope;
-    return dz;
-}
-
 template <int N>
 struct Coefficients {
     Vec<float, N> mean, a, b;
 };
 
+// y = BN(x) + residual, given x - mean. The residual may be null.
+template <int N, class T>
+inline Vec<float, N> preactivation(Vec<float, N> d, const T* residual, int64_t at, const Coefficients<N>& k) {
+    const Vec<float, N> y = madd<N>(d, k.a, k.b);
+    return residual ? y + load<N>(residual + at) : y;
+}
+
 template <Activation A, int N, class T>
-inline Vec<float, N> normalized(const T* x, const Coefficients<N>& k, float slope) {
-    return activate<A, N>(madd<N>(load<N>(x) - k.mean, k.a, k.b), slope);
+inline Vec<float, N> normalized(const T* x, const T* residual, int64_t at, const Coefficients<N>& k, float slope) {
+    return activate<A, N>(preactivation<N>(load<N>(x + at) - k.mean, residual, at, k), slope);
 }
 
 // Each channel has two sums, of u and of u * v. Short runs are summed in float, and the runs in double. If that is not
@@ -69,20 +61,34 @@ inline Term<E, N> deviation(const T* x, Vec<E, N> shift) {
     return {d, d};
 }
 
-// Backward: dy, and dy * (x - mean).
+// What the backward reads.
+template <class T>
+struct Saved {
+    const T *x, *residual, *dz;
+};
+
+// Backward: dy, and dy * (x - mean). In double, which is rare, one function serves all activations.
 template <class E, Activation A, int N, class T>
-inline Term<E, N> gradient(const T* x, const T* dz, const Coefficients<N>& k, float slope) {
-    const Vec<float, N> d = load<N>(x) - k.mean;
-    return {as<E, N>(gate<A, N>(load<N>(dz), madd<N>(d, k.a, k.b), slope)), as<E, N>(d)};
+inline Term<E, N> gradient(const Saved<T>& from, int64_t at, const Coefficients<N>& k, const Problem& p) {
+    const Vec<float, N> d = load<N>(from.x + at) - k.mean, y = preactivation<N>(d, from.residual, at, k),
+                        dz = load<N>(from.dz + at);
+    if constexpr (std::is_same_v<E, float>) return {gate<A, N>(dz, y, p.slope), d};
+    else return {as<E, N>(gate<N>(p.activation, dz, y, p.slope)), as<E, N>(d)};
 }
+
+// dx, and dy, which is the residual's gradient.
+template <int N>
+struct Gradients {
+    Vec<float, N> dx, dy;
+};
 
 // dx = a * (dy - mean(dy) - x_hat * mean(dy * x_hat)) = a * dy + c1 * (x - mean) + c0.
 template <Activation A, int N, class T>
-inline Vec<float, N> input_gradient(const T* x, const T* dz, const Coefficients<N>& k, Vec<float, N> c1,
-                                    Vec<float, N> c0, float slope) {
-    const Vec<float, N> d = load<N>(x) - k.mean;
-    const Vec<float, N> dy = gate<A, N>(load<N>(dz), madd<N>(d, k.a, k.b), slope);
-    return madd<N>(k.a, dy, madd<N>(c1, d, c0));
+inline Gradients<N> gradients(const Saved<T>& from, int64_t at, const Coefficients<N>& k, Vec<float, N> c1,
+                              Vec<float, N> c0, float slope) {
+    const Vec<float, N> d = load<N>(from.x + at) - k.mean, y = preactivation<N>(d, from.residual, at, k),
+                        dy = gate<A, N>(load<N>(from.dz + at), y, slope);
+    return {madd<N>(k.a, dy, madd<N>(c1, d, c0)), dy};
 }
 
 // Returns a value near most values of the channel: the median of three, from inside the maps of three images.

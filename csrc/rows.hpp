@@ -186,30 +186,28 @@ void sum_chunk(const Rows& r, Scratch& s, int64_t chunk, int64_t row, int64_t en
     if (rest) sum_along<E>(first, second, end, 1, r.width, rest, column, next);
 }
 
-// Writes all rows. `back` starts with the last chunk, whose input the previous pass left in the cache. column(Width, c)
-// returns the function that computes a value. next(Width, place) prefetches its input, except where the previous pass
-// left it in the cache.
-template <bool Streaming, class T, class Column, class Next>
-void write_rows(const Problem& p, const Rows& r, bool back, T* out, const Column& column, const Next& next) {
+// Visits all rows to write them. `back` starts with the last chunk, whose input the previous pass left in the cache.
+// column(Width, c) returns the step of a column: step(at, whole) writes the values at `at`. A vector that is not
+// `whole` overlaps the one before it and is not aligned. next(Width, place) prefetches what a step reads, except where
+// the previous pass left it in the cache. into(Width, place) prefetches what it writes.
+template <class Column, class Next, class Into>
+void write_rows(const Problem& p, const Rows& r, bool back, bool streaming, const Column& column, const Next& next,
+                const Into& into) {
     r.each_chunk(p, back, [&](int64_t, int64_t row, int64_t end, int64_t rest) {
         const auto map = [&](auto rows, int64_t n) {
             const int64_t step = rows.n * r.width, begin = row * r.width;
             const int64_t ahead = rows.n == kStreamed ? kFarAhead : kAhead;
             const int64_t later = begin + (rows.n > 1 ? ceil_div(ahead, step) * step : ahead);
             sweep<kFloats>(n, [&](auto w, int64_t c, int64_t seen) {
-                const auto value = column(w, c);
+                const auto write = column(w, c);
                 if (rows.n < kWritten || !back) next(Width<rows.n * w.n>{}, later + c * rows.n);
-                if constexpr (!Streaming) prefetch_for_write<rows.n * w.n>(out + later + c * rows.n);
+                if (!streaming) into(Width<rows.n * w.n>{}, later + c * rows.n);
 #pragma GCC unroll 4
-                for (int i = 0; i < rows.n; ++i) {
-                    const int64_t at = begin + i * r.width + c;
-                    if (seen) store<false, w.n>(out + at, value(at));  // not aligned
-                    else store<Streaming, w.n>(out + at, value(at));
-                }
+                for (int i = 0; i < rows.n; ++i) write(begin + i * r.width + c, !seen);
             });
         };
         // With streaming stores each wide row is a memory stream of its own, so fewer go together.
-        if (r.together && Streaming && r.width > 128)
+        if (r.together && streaming && r.width > 128)
             for (; row + kStreamed <= end; row += kStreamed) map(Width<kStreamed>{}, r.width);
         if (r.together)
             for (; row + kWritten <= end; row += kWritten) map(Width<kWritten>{}, r.width);
@@ -217,17 +215,25 @@ void write_rows(const Problem& p, const Rows& r, bool back, T* out, const Column
     });
 }
 
-template <class T, Activation A, bool Streaming>
-void normalize_rows(const Problem& p, const Rows& r, bool back, const Scratch& s, const T* x, T* z) {
-    write_rows<Streaming>(
-        p, r, back, z,
+template <class T, Activation A>
+void normalize_rows(const Problem& p, const Rows& r, bool back, bool streaming, const Scratch& s, const void* input,
+                    void* output) {
+    const T *x = static_cast<const T*>(input), *residual = static_cast<const T*>(p.residual);
+    T* z = static_cast<T*>(output);
+    write_rows(
+        p, r, back, streaming,
         [&](auto w, int64_t c) {
-            return [=, slope = p.slope, k = s.at<w.n>(c)](int64_t at) { return normalized<A, w.n>(x + at, k, slope); };
+            return [=, slope = p.slope, k = s.at<w.n>(c)](int64_t at, bool whole) {
+                store<w.n>(streaming && whole, z + at, normalized<A, w.n>(x, residual, at, k, slope));
+            };
         },
         [&](auto w, int64_t at) {
             // Otherwise, beside streaming stores, the hardware prefetcher alone is faster.
-            if constexpr (!Streaming || w.n == kStreamed * kFloats) prefetch<w.n>(x + at);
-        });
+            if (streaming && w.n != kStreamed * kFloats) return;
+            prefetch<w.n>(x + at);
+            if (residual) prefetch<w.n>(residual + at);
+        },
+        [&](auto w, int64_t at) { prefetch_for_write<w.n>(z + at); });
 }
 
 // Returns true if float was accurate enough for the sums of all channels.
@@ -238,12 +244,10 @@ bool float_sums_suffice(const P& p, const Scratch& s) {
     return all;
 }
 
-template <class T, Activation A, bool Streaming>
-bool forward_rows(const Forward& f) {
+// Computes the statistics, and the coefficients that they give.
+template <class T>
+void sum_deviations(const Forward& f, const Rows& r, Scratch& s) {
     const T* x = static_cast<const T*>(f.x);
-    const Rows r(f, walks_together(f));
-    Scratch s(r, r.chunks);
-    if (!s.memory) return false;
     for (int64_t c = 0; c < f.c; ++c) s.set(r, c, {typical_value(f, x, c), 0, 0});
     const auto sum = [&](auto e) {
         using E = decltype(e);
@@ -261,21 +265,30 @@ bool forward_rows(const Forward& f) {
     sum(float{});
     if (!float_sums_suffice(f, s)) sum(double{});
     for (int64_t c = 0; c < f.c; ++c) s.set(r, c, finish(f, c, s.mean[c * r.run], s.first[c], s.second[c]));
-    normalize_rows<T, A, Streaming>(f, r, true, s, x, static_cast<T*>(f.z));
+}
+
+template <class T, Activation A>
+bool forward_rows(const Forward& f, bool streaming) {
+    const Rows r(f, walks_together(f));
+    Scratch s(r, r.chunks);
+    if (!s.memory) return false;
+    sum_deviations<T>(f, r, s);
+    normalize_rows<T, A>(f, r, true, streaming, s, f.x, f.z);
     return true;
 }
 
-template <class T, Activation A, bool Streaming>
-bool backward_rows(const Backward& b) {
-    const T* x = static_cast<const T*>(b.x);
-    const T* dz = static_cast<const T*>(b.dz);
+template <class T, Activation A>
+bool backward_rows(const Backward& b, bool streaming) {
+    const Saved<T> from{static_cast<const T*>(b.x), static_cast<const T*>(b.residual), static_cast<const T*>(b.dz)};
+    T *dx = static_cast<T*>(b.dx), *dresidual = static_cast<T*>(b.dresidual);
     const Rows r(b, walks_together(b));
     Scratch s(r, r.chunks);
     if (!s.memory) return false;
     for (int64_t c = 0; c < b.c; ++c) s.set(r, c, affine(b, c, b.mean[c], b.rstd[c]));
     const auto next = [&](auto w, int64_t at) __attribute__((always_inline)) {  // GCC would not inline it
-        prefetch<w.n>(x + at);
-        prefetch<w.n>(dz + at);
+        prefetch<w.n>(from.x + at);
+        prefetch<w.n>(from.dz + at);
+        if (from.residual) prefetch<w.n>(from.residual + at);
     };
     const auto sum = [&](auto e) {
         using E = decltype(e);
@@ -283,9 +296,7 @@ bool backward_rows(const Backward& b) {
             sum_chunk<E>(
                 r, s, chunk, row, end, rest,
                 [&](auto w, int64_t c) {
-                    return [=, slope = b.slope, k = s.at<w.n>(c)](int64_t at) {
-                        return gradient<E, A, w.n>(x + at, dz + at, k, slope);
-                    };
+                    return [=, &b, k = s.at<w.n>(c)](int64_t at) { return gradient<E, A, w.n>(from, at, k, b); };
                 },
                 next);
         });
@@ -294,24 +305,32 @@ bool backward_rows(const Backward& b) {
     sum(float{});
     if (!float_sums_suffice(b, s)) sum(double{});
     for (int64_t c = 0; c < b.c; ++c) s.set(r, c, finish(b, c, s.affine(c * r.run), s.first[c], s.second[c]));
-    if (!b.dx) return true;
-    write_rows<Streaming>(
-        b, r, true, static_cast<T*>(b.dx),
+    if (!dx) return true;
+    write_rows(
+        b, r, true, streaming,
         [&](auto w, int64_t c) {
             return [=, slope = b.slope, k = s.at<w.n>(c), c1 = load<w.n>(s.c1 + c), c0 = load<w.n>(s.c0 + c)](
-                       int64_t at) { return input_gradient<A, w.n>(x + at, dz + at, k, c1, c0, slope); };
+                       int64_t at, bool whole) {
+                const Gradients<w.n> d = gradients<A, w.n>(from, at, k, c1, c0, slope);
+                store<w.n>(streaming && whole, dx + at, d.dx);
+                if (dresidual) store<w.n>(streaming && whole, dresidual + at, d.dy);
+            };
         },
-        next);
+        next,
+        [&](auto w, int64_t at) {
+            prefetch_for_write<w.n>(dx + at);
+            if (dresidual) prefetch_for_write<w.n>(dresidual + at);
+        });
     return true;
 }
 
-template <class T, Activation A, bool Streaming>
-bool inference_rows(const Inference& f) {
+template <class T, Activation A>
+bool inference_rows(const Inference& f, bool streaming) {
     const Rows r(f, f.dtype == Dtype::bfloat16);  // float32 is read once, perhaps from memory: row by row
     Scratch s(r, 0);
     if (!s.memory) return false;
     for (int64_t c = 0; c < f.c; ++c) s.set(r, c, affine(f, c, f.mean[c], 1.0 / std::sqrt(f.var[c] + f.eps)));
-    normalize_rows<T, A, Streaming>(f, r, false, s, static_cast<const T*>(f.x), static_cast<T*>(f.z));
+    normalize_rows<T, A>(f, r, false, streaming, s, f.x, f.z);
     return true;
 }
 

@@ -110,15 +110,15 @@ inline void fence_streaming_stores() {
 #endif
 }
 
-template <bool Streaming, int N>
-inline void store(float* p, Vec<float, N> v) {
-    if constexpr (Streaming && N > 1) write_streaming(p, v);
+template <int N>
+inline void store(bool streaming, float* p, Vec<float, N> v) {
+    if (N > 1 && streaming) write_streaming(p, v);
     else write(p, v);
 }
 
-template <bool Streaming, int N>
-inline void store(bfloat16* p, Vec<float, N> v) {
-    if constexpr (Streaming && N > 1) write_streaming(p, narrow<N>(v));
+template <int N>
+inline void store(bool streaming, bfloat16* p, Vec<float, N> v) {
+    if (N > 1 && streaming) write_streaming(p, narrow<N>(v));
     else write(p, narrow<N>(v));
 }
 

@@ -8,6 +8,7 @@ from support.paths import ROOT
 
 import batchnorm as bn
 from batchnorm.kernels import dispatch
+from batchnorm.kernels.activation import Transform
 
 DOC = ROOT / "docs" / "convention.md"
 X = torch.tensor([[1.0], [3.0]])  # mean 2, biased variance 1, unbiased variance 2
@@ -89,7 +90,7 @@ def test_negative_slope_default():
 )
 def test_statistics_are_float32_at_least(dtype, kept):
     assert layer().to(dtype).get_buffer("running_mean").dtype == kept
-    _, mean, var = dispatch.normalize_by_batch(X.to(dtype), None, None, 1e-5)
+    _, mean, var = dispatch.normalize_by_batch(X.to(dtype), Transform(None, None, 1e-5))
     assert mean.dtype == var.dtype == kept
 
 

@@ -53,7 +53,7 @@ def test_gradients_are_the_oracles(shape, activation, dtype):
     leaves = [t.clone().requires_grad_() for t in (x, weight, bias)]
     batch_norm(leaves[0], None, None, leaves[1], leaves[2], training=True, activation=activation).backward(grad)
     wanted = reference.backward(grad.numpy(), x.numpy(), weight.numpy(), bias.numpy(), activation=activation)
-    for leaf, gradient in zip(leaves, wanted, strict=True):
+    for leaf, gradient in zip(leaves, wanted[:3], strict=True):
         assert leaf.grad is not None
         np.testing.assert_allclose(leaf.grad.numpy(), gradient, **TOLERANCE[dtype])
 

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from .errors import BatchNormError
 from .kernels import dispatch
-from .kernels.activation import Activation
+from .kernels.activation import Activation, Transform
 from .kernels.bindings import Running
 from .kernels.checks import check_activation, check_running
 
@@ -24,10 +24,11 @@ def batch_norm(
     eps: float = 1e-5,
     activation: Activation | None = None,
     negative_slope: float = 0.01,
+    residual: Tensor | None = None,
 ) -> Tensor:
-    """Normalize `x` per channel, then apply `activation`: z = g(BN(x)) (Alg. 1, Sec. 3.2).
+    """Normalize `x` per channel, add `residual`, apply `activation`: z = g(BN(x) + residual) (Alg. 1, Sec. 3.2).
 
-    y = weight * (x - mean) / sqrt(var + eps) + bias, with one mean and variance per channel (axis 1).
+    BN(x) = weight * (x - mean) / sqrt(var + eps) + bias, with one mean and variance per channel (axis 1).
 
     Training uses the mean and the biased variance of the batch, and the gradient flows through both. Given running
     statistics move in place by `momentum` toward the mean and unbiased variance of the batch. A batch whose mean or
@@ -44,15 +45,16 @@ def batch_norm(
         training: normalize by the batch (True) or by the running statistics (False).
         momentum: weight of the *new* batch in the running statistics, as in torch.
         eps: added to the variance, inside the square root.
-        activation: None, "relu", "leaky_relu" or "sigmoid".
+        activation: None, "relu", "leaky_relu", "relu6", "sigmoid", "silu", "hardswish", "gelu" or "gelu_tanh".
         negative_slope: slope of the leaky ReLU below 0.
+        residual: shaped like `x`, added before the activation, or None.
 
     Returns:
         z, with the shape, dtype and memory format of `x`.
 
     Raises:
-        BatchNormError: the activation is unknown, momentum is None, or running statistics are missing. In training,
-            also one value per channel, or an eps that is not positive.
+        BatchNormError: the activation is unknown, momentum is None, running statistics are missing, or the residual
+            has another shape than `x`. In training, also one value per channel, or an eps that is not positive.
         ValueError, RuntimeError: from torch, if a shape does not fit.
 
     Example:
@@ -67,7 +69,7 @@ def batch_norm(
         tensor([0.2000, 2.0000])
     """
     check_activation(activation)
-    settings = (weight, bias, eps, activation, negative_slope)
+    how = Transform(weight, bias, eps, activation, negative_slope, residual)
     if running_mean is None or running_var is None:
         check_running(x, running_mean, running_var)  # refuses one without the other
         if not training:
@@ -75,9 +77,9 @@ def batch_norm(
                 "batch_norm with training=False wants running_mean and running_var; got None. "
                 "Give both, or normalize by the batch with training=True."
             )
-        return dispatch.normalize_by_batch(x, *settings)[0]
+        return dispatch.normalize_by_batch(x, how)[0]
     if not training:
-        return dispatch.normalize(x, running_mean, running_var, *settings)
+        return dispatch.normalize(x, running_mean, running_var, how)
     if momentum is None:
         raise BatchNormError("batch_norm wants a number for momentum; got None, which only layers accept")
-    return dispatch.normalize_and_track(x, *settings, Running(running_mean, running_var, momentum))[0]
+    return dispatch.normalize_and_track(x, how, Running(running_mean, running_var, momentum))[0]

@@ -13,7 +13,7 @@ from torch.fx import Proxy
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .kernels import dispatch
-from .kernels.activation import Activation
+from .kernels.activation import Activation, Transform
 from .kernels.bindings import Running
 from .kernels.checks import check_activation, check_running
 
@@ -24,9 +24,9 @@ _STATISTICS = ("running_mean", "running_var")
 
 
 class FusedBatchNorm(_BatchNorm):
-    """Normalize over axis 1 and apply the activation that follows: z = g(BN(x)) (Sec. 3.2).
+    """Normalize over axis 1 and apply what follows: z = g(BN(x) + residual) (Sec. 3.2).
 
-    y = weight * (x - mean) / sqrt(var + eps) + bias, and z = g(y).
+    BN(x) = weight * (x - mean) / sqrt(var + eps) + bias. `layer(x)` has no residual; `layer(x, residual)` adds one.
 
     Training normalizes by the mean and the biased variance of the batch. The running statistics move by `momentum`
     toward its mean and unbiased variance. Eval normalizes by the running statistics, or by the batch if
@@ -52,13 +52,14 @@ class FusedBatchNorm(_BatchNorm):
             all batches equally.
         affine: learn gamma (`weight`) and beta (`bias`), (C,) each.
         track_running_stats: keep `running_mean`, `running_var` and `num_batches_tracked`.
-        activation: None, "relu", "leaky_relu" or "sigmoid".
+        activation: None, "relu", "leaky_relu", "relu6", "sigmoid", "silu", "hardswish", "gelu" or "gelu_tanh".
         negative_slope: slope of the leaky ReLU below 0.
         device, dtype: of parameters and buffers, as in torch. Statistics are float32 at least.
         **torch_options: other arguments of torch's layer, such as `bias=False` in recent versions.
 
     Raises:
-        BatchNormError: the activation is unknown. In training, also if the batch has one value per channel.
+        BatchNormError: the activation is unknown, or the residual has another shape than the input. In training, also
+            if the batch has one value per channel.
     """
 
     activation: Activation | None = None
@@ -85,25 +86,30 @@ class FusedBatchNorm(_BatchNorm):
         self.negative_slope = negative_slope
         self.widen_statistics()
 
-    def forward(self, input: Tensor) -> Tensor:
-        """Normalize `input`, and in training move the running statistics in place."""
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Normalize `input`, and in training move the running statistics in place.
+
+        Arguments:
+            input: (N, C, ...).
+            residual: shaped like `input`, added before the activation, or None.
+        """
         if isinstance(input, Proxy):  # torch.fx makes leaves of layers from torch's own modules only
-            tracer = input.tracer
-            return tracer.create_proxy("call_module", tracer.path_of_module(self), (input,), {})  # pyright: ignore[reportAttributeAccessIssue, reportReturnType]
+            tracer, inputs = input.tracer, (input,) if residual is None else (input, residual)
+            return tracer.create_proxy("call_module", tracer.path_of_module(self), inputs, {})  # pyright: ignore[reportAttributeAccessIssue, reportReturnType]
         self._check_input_dim(input)
         running_mean, running_var = self.running_mean, self.running_var
-        settings = (self.weight, self.bias, self.eps, self.activation, self.negative_slope)
+        how = Transform(self.weight, self.bias, self.eps, self.activation, self.negative_slope, residual)
         tracks = self.training and self.track_running_stats and input.numel() > 0
         if tracks and running_mean is not None and running_var is not None:
             running = Running(running_mean, running_var, self._momentum(), self.num_batches_tracked)
-            z, finite = dispatch.normalize_and_track(input, *settings, running)
+            z, finite = dispatch.normalize_and_track(input, how, running)
             if finite is False:
                 self._warn()
             return z
         if self.training or running_mean is None or running_var is None:
             check_running(input, running_mean, running_var)
-            return dispatch.normalize_by_batch(input, *settings)[0]
-        return dispatch.normalize(input, running_mean, running_var, *settings)
+            return dispatch.normalize_by_batch(input, how)[0]
+        return dispatch.normalize(input, running_mean, running_var, how)
 
     def _momentum(self) -> float | Tensor:
         if self.momentum is not None:

@@ -10,6 +10,7 @@ from support import reference
 from support.kernel_cases import SLOPE, TOLERANCE, VIEWS, by_the_kernels, make, to_numpy
 
 from batchnorm.kernels import dispatch
+from batchnorm.kernels.activation import Transform
 
 pytestmark = by_the_kernels
 
@@ -21,7 +22,7 @@ pytestmark = by_the_kernels
 def test_inference_values(shape, activation, dtype, channels_last):
     x, weight, bias, _ = make(shape, dtype, channels_last)
     mean, var = torch.linspace(2, 4, shape[1]), torch.linspace(0.5, 5, shape[1])
-    z = dispatch.normalize(x, mean, var, weight, bias, 1e-5, activation, SLOPE)
+    z = dispatch.normalize(x, mean, var, Transform(weight, bias, 1e-5, activation, SLOPE))
     arrays = to_numpy(x), to_numpy(weight), to_numpy(bias)
     want = reference.forward(*arrays, 1e-5, activation, SLOPE, to_numpy(mean), to_numpy(var))
     # The sigmoid is a torch operation after the kernel, so y, which is below 8, is rounded once more.
@@ -40,7 +41,7 @@ def test_threads_share_an_inference_and_leave_nothing_out(shape, dtype, channels
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        z = dispatch.normalize(x, mean, var, weight, bias, 1e-5, "relu")
+        z = dispatch.normalize(x, mean, var, Transform(weight, bias, 1e-5, "relu"))
     finally:
         torch.set_num_threads(before)
     want = want_of_torch(x, mean, var, weight, bias)
@@ -61,7 +62,7 @@ def test_inf_nan_and_denormals_come_out_as_torchs_and_where_they_went_in(channel
     mean, var = torch.zeros(channels), torch.ones(channels)
     for n, value in enumerate((torch.inf, -torch.inf, torch.nan, 1e-40)):
         x[n, -1 - 3 * n % channels] = value
-    z = dispatch.normalize(x, mean, var, weight, bias, 1e-5, "relu")
+    z = dispatch.normalize(x, mean, var, Transform(weight, bias, 1e-5, "relu"))
     want = want_of_torch(x, mean, var, weight, bias)
     torch.testing.assert_close(z.double(), want, rtol=2 * TOLERANCE[dtype], atol=4e-6, equal_nan=True)
 
@@ -74,7 +75,7 @@ def test_any_strides_give_the_right_result(view, dtype, channels_last):
     x = view(x.contiguous() if view is VIEWS["offset"] else x)
     _, weight, bias, _ = make(tuple(x.shape))
     mean, var = torch.linspace(2, 4, x.shape[1]), torch.linspace(0.5, 5, x.shape[1])
-    z = dispatch.normalize(x, mean, var, weight, bias, 1e-5, "relu")
+    z = dispatch.normalize(x, mean, var, Transform(weight, bias, 1e-5, "relu"))
     torch.testing.assert_close(
         z.double(), want_of_torch(x, mean, var, weight, bias), rtol=2 * TOLERANCE[dtype], atol=4e-6
     )

@@ -16,6 +16,7 @@ from support.kernel_cases import TOLERANCE, by_the_kernels, make, run
 
 import batchnorm as bn
 from batchnorm.kernels import bindings, dispatch
+from batchnorm.kernels.activation import Transform
 
 pytestmark = by_the_kernels
 
@@ -30,9 +31,9 @@ def test_the_bits_are_the_same_for_any_number_of_threads(shape, dtype, channels_
 
     def everything():
         # saved is float64: float32 may hide another order of summation.
-        saved = bindings.forward(x, weight, bias, 1e-5, "relu", 0.0)[1]
+        saved = bindings.forward(x, Transform(weight, bias, 1e-5, "relu", 0.0))[1]
         z, mean, var, *gradients = run(x, weight, bias, dz, "relu")
-        return z, mean, var, *gradients, saved, dispatch.normalize(x, mean, var, weight, bias, 1e-5)
+        return z, mean, var, *gradients, saved, dispatch.normalize(x, mean, var, Transform(weight, bias, 1e-5))
 
     torch.set_num_threads(1)
     one = everything()
@@ -59,7 +60,7 @@ def test_the_kernel_uses_torchs_number_of_threads(count, monkeypatch):
     torch.set_num_threads(count)
     x, weight, bias, dz = make((8, 40, 4, 4))
     _, mean, var, *_ = run(x, weight, bias, dz, "relu")
-    dispatch.normalize(x, mean, var, weight, bias, 1e-5)
+    dispatch.normalize(x, mean, var, Transform(weight, bias, 1e-5))
     assert asked == [count] * 3  # forward, backward, inference
 
 
@@ -92,23 +93,25 @@ def test_threads_of_python_may_call_at_once():
 
 
 NARROW = """
-import itertools, sys, torch
+import itertools, sys, torch, typing
 from batchnorm.kernels import bindings, dispatch
+from batchnorm.kernels.activation import Activation, Transform
 torch.set_num_threads(1)
 torch.manual_seed(0)
 found = [bindings.kernel_target()]
 dispatch.FEWEST_IN_INFERENCE = 1
+ACTIVATIONS = None, *typing.get_args(Activation)
 SHAPES = (5, 19, 7, 7), (3, 130, 5, 3), (2, 3, 1, 300), (2, 33, 16, 16)
 DTYPES = torch.float32, torch.bfloat16
 LAYOUTS = torch.contiguous_format, torch.channels_last
-for shape, dtype, layout, activation in itertools.product(SHAPES, DTYPES, LAYOUTS, (None, "relu", "leaky_relu")):
+for shape, dtype, layout, activation in itertools.product(SHAPES, DTYPES, LAYOUTS, ACTIVATIONS):
     x, dz = (torch.randn(shape).to(dtype).contiguous(memory_format=layout) for _ in range(2))
     weight, bias = (torch.rand(shape[1]).requires_grad_() for _ in range(2))
     x.requires_grad_()
-    z, mean, var = dispatch.normalize_by_batch(x, weight, bias, 1e-5, activation, 0.1)
+    z, mean, var = dispatch.normalize_by_batch(x, Transform(weight, bias, 1e-5, activation, 0.1))
     found += [z.detach(), mean, var, *torch.autograd.grad(z, (x, weight, bias), dz)]
     with torch.no_grad():
-        found.append(dispatch.normalize(x, mean, var, weight, bias, 1e-5, activation, 0.1))
+        found.append(dispatch.normalize(x, mean, var, Transform(weight, bias, 1e-5, activation, 0.1)))
 torch.save(found, sys.argv[1])
 """
 
@@ -150,7 +153,7 @@ def test_streaming_stores_of_outputs_larger_than_the_cache_are_right(channels, o
 def check_in_float64(x, weight, bias, dz):
     """Compare training and inference with torch in float64, for tensors that are too large for numpy's oracle."""
     z, mean, var, dx, dweight, dbias = run(x, weight, bias, dz, "relu")
-    inferred = dispatch.normalize(x, mean, var, weight, bias, 1e-5, "relu")
+    inferred = dispatch.normalize(x, mean, var, Transform(weight, bias, 1e-5, "relu"))
     wide = [t.double().requires_grad_() for t in (x, weight, bias)]
     y = F.batch_norm(wide[0], None, None, wide[1], wide[2], training=True, eps=1e-5)
     gradients = torch.autograd.grad(torch.relu(y), wide, dz.double())

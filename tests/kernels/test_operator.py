@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 import batchnorm as bn
 from batchnorm.kernels import autograd, bindings, dispatch
+from batchnorm.kernels.activation import Transform
 
 pytestmark = by_the_kernels
 
@@ -109,7 +110,7 @@ def test_saved_tensors_of_other_shapes_are_refused():
 @pytest.mark.parametrize("shape", [(2, 3, 0), (0, 3, 4), (2, 3, 0, 5)])
 def test_the_operator_has_nan_statistics_for_an_empty_batch_as_in_eager_mode(shape):
     x, weight = torch.empty(shape), torch.ones(shape[1], requires_grad=True)
-    z, batch, _ = torch.ops.batchnorm.normalize_by_batch(x, weight, None, 1e-5, "relu", 0.0)
+    z, batch, _ = torch.ops.batchnorm.normalize_by_batch(x, weight, None, None, 1e-5, "relu", 0.0)
     assert z.shape == shape
     assert batch.isnan().all()
     z.sum().backward()
@@ -119,7 +120,7 @@ def test_an_exported_program_may_be_cast_to_half_precision():
     x, weight, bias, dz = (t.half() for t in make((3, 4, 5, 6)))
     want = run(x.float(), weight.float(), bias.float(), dz.float(), "relu")
     inputs = [t.requires_grad_() for t in (x, weight, bias)]
-    z = torch.ops.batchnorm.normalize_by_batch(*inputs, 1e-5, "relu", 0.0)[0]
+    z = torch.ops.batchnorm.normalize_by_batch(*inputs, None, 1e-5, "relu", 0.0)[0]
     for found, expected in zip((z, *torch.autograd.grad(z, inputs, dz)), (want[0], *want[3:]), strict=True):
         assert found.dtype == torch.float16
         torch.testing.assert_close(found, expected.half(), rtol=2**-10, atol=1e-4)  # rounded once
@@ -130,11 +131,11 @@ def test_an_exported_program_may_be_cast_to_half_precision():
 )
 def test_the_operator_refuses_what_it_cannot_compute(x, weight):
     with pytest.raises(bn.BatchNormError, match="Export the network again"):
-        torch.ops.batchnorm.normalize_by_batch(x, weight, None, 1e-5, None, 0.0)
+        torch.ops.batchnorm.normalize_by_batch(x, weight, None, None, 1e-5, None, 0.0)
 
 
 def test_no_channels_are_nothing_to_compute():
-    z, batch, _ = torch.ops.batchnorm.normalize_by_batch(torch.ones(5, 0), None, None, 1e-5, None, 0.0)
+    z, batch, _ = torch.ops.batchnorm.normalize_by_batch(torch.ones(5, 0), None, None, None, 1e-5, None, 0.0)
     assert z.shape == (5, 0)
     assert batch.shape == (2, 0)
 
@@ -166,7 +167,7 @@ torch.save(torch.export.load("training.pt2").module()(torch.load("x.pt")).detach
 def test_the_operator_passes_torchs_own_checks(stride):
     x, weight, bias, _ = make((4, 3, 8))
     x, weight, bias = (t.detach().requires_grad_() for t in (x[..., ::stride], weight, bias))
-    torch.library.opcheck(autograd.operator, (x, weight, bias, 1e-5, "relu", 0.0))
+    torch.library.opcheck(autograd.operator, (x, weight, bias, None, 1e-5, "relu", 0.0))
 
 
 def test_inductors_code_agrees_with_eager():
@@ -242,7 +243,7 @@ def test_double_backward_agrees_with_torchs(activation):
         (dx,) = torch.autograd.grad(normalize(*leaves).pow(3).sum(), leaves[0], create_graph=True)
         return torch.autograd.grad(dx.square().sum(), leaves[:2])
 
-    ours = penalty(lambda x, w, b: dispatch.normalize_by_batch(x, w, b, 1e-5, activation, SLOPE)[0])
+    ours = penalty(lambda x, w, b: dispatch.normalize_by_batch(x, Transform(w, b, 1e-5, activation, SLOPE))[0])
     theirs = penalty(lambda x, w, b: g(F.batch_norm(x, None, None, w, b, training=True)))
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
@@ -250,7 +251,9 @@ def test_double_backward_agrees_with_torchs(activation):
 def test_float64_runs_in_torch_and_passes_gradcheck():
     x, weight, bias, _ = (t.double() for t in make((4, 3, 5)))
     inputs = [t.requires_grad_() for t in (x, weight, bias)]
-    assert torch.autograd.gradcheck(lambda x, w, b: dispatch.normalize_by_batch(x, w, b, 1e-5, "leaky_relu")[0], inputs)
+    assert torch.autograd.gradcheck(
+        lambda x, w, b: dispatch.normalize_by_batch(x, Transform(w, b, 1e-5, "leaky_relu"))[0], inputs
+    )
 
 
 @pytest.mark.parametrize("tracked", [False, True])

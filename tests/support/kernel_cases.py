@@ -7,11 +7,14 @@ import pytest
 import torch
 
 from batchnorm.kernels import bindings, dispatch
+from batchnorm.kernels.activation import Transform
 from support import reference
 
 SLOPE = 0.1
 # float32: a few roundings of values near 1. bfloat16: half a unit in the last of its 8 bits.
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2**-8}
+# Where the slope of an activation jumps.
+KINKS = {"relu": (0,), "leaky_relu": (0,), "relu6": (0, 6), "hardswish": (-3, 3)}
 VIEWS = {
     "batch slice": lambda x: x[1:5],
     "channel slice": lambda x: x[:, 1:4],
@@ -43,28 +46,33 @@ def make(shape, dtype=torch.float32, channels_last=False, seed=0):
     return layout(x.to(dtype)), weight, bias, layout(dz.to(dtype))
 
 
-def run(x, weight, bias, dz, activation, eps=1e-5):
-    """Return (z, mean, unbiased var, dx, dweight, dbias) of a training step."""
+def run(x, weight, bias, dz, activation, eps=1e-5, residual=None):
+    """Return (z, mean, unbiased var, dx, dweight, dbias) of a training step, and dresidual if there is a residual."""
     x, weight, bias = (t.detach().clone().requires_grad_() for t in (x, weight, bias))
-    z, mean, var = dispatch.normalize_by_batch(x, weight, bias, eps, activation, SLOPE)
-    return z, mean, var, *torch.autograd.grad(z, (x, weight, bias), dz)
+    residual = None if residual is None else residual.detach().clone().requires_grad_()
+    z, mean, var = dispatch.normalize_by_batch(x, Transform(weight, bias, eps, activation, SLOPE, residual))
+    inputs = (x, weight, bias) if residual is None else (x, weight, bias, residual)
+    return z, mean, var, *torch.autograd.grad(z, inputs, dz)
 
 
-def check(x, weight, bias, dz, activation):
-    z, mean, var, dx, dweight, dbias = run(x, weight, bias, dz, activation)
+def check(x, weight, bias, dz, activation, residual=None):
+    """Compare a training step with the oracle."""
+    found = run(x, weight, bias, dz, activation, residual=residual)
     arrays = to_numpy(x), to_numpy(weight), to_numpy(bias)
+    added = 0.0 if residual is None else to_numpy(residual)
     forward = (*arrays, 1e-5)
     want = (
-        reference.forward(*forward, activation, SLOPE),
+        reference.forward(*forward, activation, SLOPE, residual=added),
         *reference.population(arrays[0]),
-        *reference.backward(to_numpy(dz), *forward, activation, SLOPE),
+        *reference.backward(to_numpy(dz), *forward, activation, SLOPE, added),
     )
     tolerance = TOLERANCE[x.dtype]
-    # At the kink of g, float32 and float64 may be on different sides, and either gradient is right.
-    kink = (np.abs(reference.forward(*forward)) < 1e-4) & (activation is not None)
+    # At a kink of g, float32 and float64 may be on different sides, and either gradient is right.
+    y = reference.forward(*forward, residual=added)
+    kink = np.any([np.abs(y - at) < 1e-4 for at in KINKS.get(activation, ())], 0) & np.ones(y.shape, bool)
     count = max(1, x.numel() // x.shape[1])
-    names = ("z", "mean", "var", "dx", "dweight", "dbias")
-    for name, got, expected in zip(names, (z, mean, var, dx, dweight, dbias), want, strict=False):
+    names = ("z", "mean", "var", "dx", "dweight", "dbias", "dresidual")
+    for name, got, expected in zip(names, found, want, strict=False):
         relative = 2e-6 if name in ("mean", "var") else tolerance
         # The error of a sum scales with its terms. A value at the kink may be missing from it.
         absolute = relative * (1 + np.abs(expected).max())
@@ -74,7 +82,7 @@ def check(x, weight, bias, dz, activation):
             absolute = 4e-6 * np.sqrt(count) + kink.sum() * 10
         error = np.abs(to_numpy(got) - expected)
         allowed = absolute + relative * np.abs(expected)
-        if name == "dx":
+        if name in ("dx", "dresidual"):
             allowed = np.where(kink, np.inf, allowed + kink.sum() * 20 / count)
         assert got.shape == expected.shape
         assert (error <= allowed).all(), f"{name}: off by {np.max(error - allowed)} more than allowed"

@@ -20,6 +20,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils import _pytree as pytree
 
 from ..errors import BatchNormError, first_line
+from ..kernels.activation import FUNCTIONS, Activation
 from ..layers import FusedBatchNorm
 from .batches import check_module, described, does_not_run, in_eval, list_advice, needed_arguments
 from .compare import SAME, Call, copied, doubled, largest_error, run
@@ -253,18 +254,11 @@ def _match_dtypes(layer: _BatchNorm) -> None:
 class _Unfused(_BatchNorm):
     """One of our own layers in eval mode, in torch's functions."""
 
-    activation: str | None
+    activation: Activation | None
     negative_slope: float
 
-    def forward(self, input: Tensor) -> Tensor:
-        """Normalize, then apply the activation."""
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Normalize, add the residual and apply the activation."""
         by_batch = self.running_mean is None
         y = F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, by_batch, 0.0, self.eps)
-        match self.activation:
-            case "relu":
-                return F.relu(y)
-            case "leaky_relu":
-                return F.leaky_relu(y, self.negative_slope)
-            case "sigmoid":
-                return torch.sigmoid(y)
-        return y
+        return FUNCTIONS[self.activation](y if residual is None else y + residual, self.negative_slope)

@@ -6,18 +6,19 @@ Double backward differentiates torch's operations instead.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from ..errors import BatchNormError
 from . import bindings, fallback
-from .activation import activate
-from .bindings import Normalized, Running
+from .activation import Activation, Transform, finish
+from .bindings import Gradients, Normalized, Running
 
-Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]  # of x, weight and bias
-# (dz, x, weight, bias, saved, activation, slope, want_dx) to the gradients.
-Backward = Callable[[Tensor, Tensor, Tensor | None, Tensor | None, Tensor, str | None, float, bool], Gradients]
+# (dz, x, how, saved, want_dx, want_dresidual) to the gradients.
+Backward = Callable[[Tensor, Tensor, Transform, Tensor, bool, bool], Gradients]
+Found = tuple[Tensor | None, ...]  # the gradients of x, weight, bias and residual that autograd wants
 
 
 def needs_grad(*tensors: Tensor | None) -> bool:
@@ -29,31 +30,24 @@ def needs_grad(*tensors: Tensor | None) -> bool:
     return False
 
 
-def eager(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    activation: str | None,
-    slope: float,
-    running: Running | None = None,
-) -> Normalized:
+def eager(x: Tensor, how: Transform, running: Running | None = None) -> Normalized:
     """Normalize by the batch with the kernel, and move `running` if it is given."""
-    if needs_grad(x, weight, bias):
-        return Normalized(*_NormalizeByBatch.apply(x, weight, bias, eps, activation, slope, running))
-    return bindings.forward(x, weight, bias, eps, activation, slope, running)[0]
+    weight, bias, eps, activation, slope, residual = how
+    if needs_grad(x, weight, bias, residual):
+        return Normalized(*_NormalizeByBatch.apply(x, weight, bias, residual, eps, activation, slope, running))
+    return bindings.forward(x, how, running)[0]
 
 
 class _NormalizeByBatch(torch.autograd.Function):
     """The kernel in eager mode. Its overhead is a fifth of that of the operator below."""
 
     @staticmethod
-    def forward(ctx, x, weight, bias, eps, activation, slope, running):
-        normalized, saved = bindings.forward(x, weight, bias, eps, activation, slope, running)
+    def forward(ctx, x, weight, bias, residual, eps, activation, slope, running):
+        how = Transform(weight, bias, eps, activation, slope, residual)
+        normalized, saved = bindings.forward(x, how, running)
         if normalized.batch is not None:
             ctx.mark_non_differentiable(normalized.batch)
-        ctx.save_for_backward(x, weight, bias, saved)
-        ctx.settings = (eps, activation, slope)
+        _save(ctx, x, how, saved)
         ctx.set_materialize_grads(False)
         return normalized
 
@@ -62,31 +56,46 @@ class _NormalizeByBatch(torch.autograd.Function):
         return *_gradients(ctx, gradients[0], _backward), None, None, None, None
 
 
-def _gradients(ctx, dz: Tensor | None, backward: Backward) -> Gradients:
+def _save(ctx, x: Tensor, how: Transform, saved: Tensor) -> None:
+    """Save for the backward: the residual only if the slope of the activation needs it."""
+    kept = how.residual if how.activation is not None else None
+    ctx.save_for_backward(x, how.weight, how.bias, kept, saved)
+    ctx.settings = (how.eps, how.activation, how.slope)
+
+
+def _gradients(ctx, dz: Tensor | None, backward: Backward) -> Found:
     """Return the gradients, by `backward`, or by torch's operations if they must be differentiable themselves."""
-    wanted = ctx.needs_input_grad[:3]
     if dz is None:
-        return None, None, None
-    x, weight, bias, saved = ctx.saved_tensors
+        return None, None, None, None
+    wanted = ctx.needs_input_grad[:4]
+    x, weight, bias, residual, saved = ctx.saved_tensors
     eps, activation, slope = ctx.settings
+    how = Transform(weight, bias, eps, activation, slope, residual)
     if not torch.is_grad_enabled():
-        dx, dweight, dbias = backward(dz, x, weight, bias, saved, activation, slope, wanted[0])
-        return dx if wanted[0] else None, dweight if wanted[1] else None, dbias if wanted[2] else None
+        found = backward(dz, x, how, saved, wanted[0], wanted[3])
+        return tuple(gradient if want else None for gradient, want in zip(found, wanted, strict=True))
     with torch.enable_grad():
-        z = activate(fallback.normalize_by_batch(x, weight, bias, eps)[0], activation, slope)
-    inputs = [t for t, want in zip((x, weight, bias), wanted, strict=True) if want]
-    found = iter(torch.autograd.grad(z, inputs, dz, create_graph=True))
-    dx, dweight, dbias = (next(found) if want else None for want in wanted)
-    return dx, dweight, dbias
+        z = finish(fallback.normalize_by_batch(x, how)[0], how)
+    inputs = [t for t, want in zip((x, weight, bias, residual), wanted, strict=True) if want and t is not None]
+    gradients = iter(torch.autograd.grad(z, inputs, dz, create_graph=True))
+    dx, dweight, dbias = (next(gradients) if want else None for want in wanted[:3])
+    dresidual = dz if residual is None else next(gradients)
+    return dx, dweight, dbias, dresidual if wanted[3] else None
 
 
 @torch.library.custom_op("batchnorm::normalize_by_batch", mutates_args=(), device_types="cpu")
 def operator(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, activation: str | None, slope: float
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    eps: float,
+    activation: str | None,
+    slope: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return z, (mean, unbiased var) and (mean, rstd) for the backward: the kernel for compilers and exporters."""
-    dense, weight, bias = _coerced(x, weight, bias)
-    (z, batch, _), saved = bindings.forward(dense, weight, bias, eps, activation, slope)
+    dense, how = _coerced(x, _transform(weight, bias, residual, eps, activation, slope))
+    (z, batch, _), saved = bindings.forward(dense, how)
     assert batch is not None  # without running statistics there is one
     return (z if dense is x else torch.empty_like(x).copy_(z)), batch, saved
 
@@ -97,52 +106,66 @@ def _normalize_by_batch_backward(
     x: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
+    residual: Tensor | None,
     saved: Tensor,
     activation: str | None,
     slope: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of x, weight and bias."""
-    dx, dweight, dbias = _backward(dz, x, weight, bias, saved, activation, slope, want_dx=True)
-    assert dx is not None
-    like_x = dx.dtype == x.dtype and dx.stride() == x.stride()
-    return (dx if like_x else torch.empty_like(x).copy_(dx)), dweight, dbias
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients of x, weight, bias and residual. Without a residual the last is empty."""
+    how = _transform(weight, bias, residual, 0.0, activation, slope)
+    dx, dweight, dbias, dresidual = _backward(dz, x, how, saved, True, residual is not None)
+    assert dx is not None  # it was wanted
+    return _like(dx, x), dweight, dbias, x.new_empty(0) if dresidual is None else _like(dresidual, x)
 
 
-def _backward(
-    dz: Tensor,
-    x: Tensor,
+def _like(gradient: Tensor, x: Tensor) -> Tensor:
+    if gradient.dtype == x.dtype and gradient.stride() == x.stride():
+        return gradient
+    return torch.empty_like(x).copy_(gradient)
+
+
+def _transform(
     weight: Tensor | None,
     bias: Tensor | None,
-    saved: Tensor,
+    residual: Tensor | None,
+    eps: float,
     activation: str | None,
     slope: float,
-    want_dx: bool,
-) -> tuple[Tensor | None, Tensor, Tensor]:
+) -> Transform:
+    return Transform(weight, bias, eps, cast(Activation | None, activation), slope, residual)
+
+
+def _backward(dz: Tensor, x: Tensor, how: Transform, saved: Tensor, want_dx: bool, want_dresidual: bool) -> Gradients:
     """Run the backward kernel on saved tensors of any dtype and strides, as hooks of saved tensors may return them."""
-    x, weight, bias = _coerced(x, weight, bias)
+    x, how = _coerced(x, how)
     saved = saved.double().contiguous()
     if saved.shape != (2, x.shape[1]) or dz.shape != x.shape:
         raise BatchNormError(
             f"the backward of batch_norm got tensors of shapes {tuple(x.shape)} and {tuple(saved.shape)} from hooks of "
             f"saved tensors; wanted the shapes that the hooks received, {tuple(dz.shape)} and {(2, dz.shape[1])}"
         )
-    return bindings.backward(dz.to(x.dtype), x, weight, bias, saved, activation, slope, want_dx)
+    return bindings.backward(dz.to(x.dtype), x, how, saved, want_dx, want_dresidual)
 
 
-def _coerced(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
+def _coerced(x: Tensor, how: Transform) -> tuple[Tensor, Transform]:
     """Coerce the arguments of an operator to a dense layout and a supported dtype.
 
     An exported program may be cast, or run under autocast, with other dtypes and strides than it was exported with.
     """
     x = x.float() if x.dtype == torch.float16 else x
-    weight, bias = (t if t is None else t.float().contiguous() for t in (weight, bias))
-    if not bindings.supports(x, weight, bias):
-        what = ", ".join("None" if t is None else f"{tuple(t.shape)} {t.dtype}" for t in (x, weight, bias))
+    weight, bias = (t if t is None else t.float().contiguous() for t in (how.weight, how.bias))
+    residual = how.residual if how.residual is None else how.residual.to(x.dtype)
+    shaped = residual is None or residual.shape == x.shape
+    if not (shaped and bindings.supports(x, weight, bias)):
+        given = (x, weight, bias, residual)
+        what = ", ".join("None" if t is None else f"{tuple(t.shape)} {t.dtype}" for t in given)
         raise BatchNormError(
-            "batchnorm::normalize_by_batch wants x with two axes or more, in float32, bfloat16 or float16, and weight "
-            f"and bias with one value per channel; got {what}. Export the network again in this dtype."
+            "batchnorm::normalize_by_batch wants x with two axes or more, in float32, bfloat16 or float16, weight and "
+            f"bias with one value per channel, and a residual of x's shape; got {what}. Export the network again in "
+            "this dtype."
         )
-    return (x if bindings.is_channels_last(x) is not None else x.contiguous()), weight, bias
+    dense = x if bindings.is_channels_last(x) is not None else x.contiguous()
+    return dense, how._replace(weight=weight, bias=bias, residual=residual)
 
 
 @operator.register_fake
@@ -152,18 +175,28 @@ def _(x: Tensor, *_: object) -> tuple[Tensor, ...]:
 
 
 @_normalize_by_batch_backward.register_fake
-def _(_dz: Tensor, x: Tensor, *_: object) -> tuple[Tensor, ...]:
+def _(
+    _dz: Tensor, x: Tensor, _weight: object, _bias: object, residual: Tensor | None, *_: object
+) -> tuple[Tensor, ...]:
     dweight, dbias = (x.new_empty(x.shape[1], dtype=torch.float32) for _ in range(2))
-    return torch.empty_like(x), dweight, dbias
+    return torch.empty_like(x), dweight, dbias, x.new_empty(0) if residual is None else torch.empty_like(x)
 
 
 def _set_up_context(ctx, inputs, output):
-    x, weight, bias, *ctx.settings = inputs
-    ctx.save_for_backward(x, weight, bias, output[2])
+    x, *how = inputs
+    _save(ctx, x, _transform(*how), output[2])
 
 
 def _operator_gradients(ctx, dz, *_):
-    return *_gradients(ctx, dz, lambda *args: _normalize_by_batch_backward(*args[:-1])), None, None, None
+    return *_gradients(ctx, dz, _operator_backward), None, None, None
+
+
+def _operator_backward(
+    dz: Tensor, x: Tensor, how: Transform, saved: Tensor, _want_dx: bool, want_dresidual: bool
+) -> Gradients:
+    tensors = (how.weight, how.bias, how.residual, saved)
+    dx, dweight, dbias, dresidual = _normalize_by_batch_backward(dz, x, *tensors, how.activation, how.slope)
+    return Gradients(dx, dweight, dbias, dz if want_dresidual and how.residual is None else dresidual)
 
 
 operator.register_autograd(_operator_gradients, setup_context=_set_up_context)

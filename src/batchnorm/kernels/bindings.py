@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from .activation import Activation, Transform
+
 if TYPE_CHECKING:
     from . import _kernels
 else:
@@ -16,8 +18,18 @@ else:
     except ImportError:  # built without a compiler: torch's operations run instead
         _kernels = None
 
-# The code of each activation that the kernels apply themselves. Others are torch operations on the kernel's output.
-ACTIVATIONS: dict[str | None, int] = {None: 0, "relu": 1, "leaky_relu": 2}
+# The code of each activation: its place in the enum of csrc/batch_norm.hpp.
+_ACTIVATIONS: dict[Activation | None, int] = {
+    None: 0,
+    "relu": 1,
+    "leaky_relu": 2,
+    "relu6": 3,
+    "hardswish": 4,
+    "sigmoid": 5,
+    "silu": 6,
+    "gelu": 7,
+    "gelu_tanh": 8,
+}
 DTYPES = (torch.float32, torch.bfloat16)
 CPU = torch.device("cpu")  # explicit for every new tensor, because the default device may be another
 
@@ -96,23 +108,18 @@ def are_per_channel(channels: int, *tensors: Tensor | None) -> bool:
     return True
 
 
-def forward(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    activation: str | None,
-    slope: float,
-    running: Running | None = None,
-) -> tuple[Normalized, Tensor]:
-    """Normalize by the batch, and move `running` if it is given.
+def forward(x: Tensor, how: Transform, running: Running | None = None) -> tuple[Normalized, Tensor]:
+    """Normalize by the batch, and move `running` if it is given. The residual must have the dtype of `x`.
 
     Returns:
         The results, and mean and rstd for the backward, (2, C) in float64.
     """
     z = torch.empty_like(x)
     saved = torch.empty((2, x.size(1)), dtype=torch.float64, device=CPU)
-    problem = _problem(x, is_channels_last(x), weight, bias, activation, slope)
+    last = is_channels_last(x)
+    residual = None if how.residual is None else _laid_out(how.residual, x, last)
+    problem = _problem(x, last, how, residual)
+    eps = how.eps
     if running is None:
         batch = torch.empty((2, x.size(1)), dtype=torch.float32, device=CPU)
         outputs = (z.data_ptr(), batch.data_ptr(), saved.data_ptr())
@@ -127,42 +134,48 @@ def forward(
     return Normalized(z, None, finite), saved
 
 
+class Gradients(NamedTuple):
+    """The gradients of a training step. None stands for one that was not wanted."""
+
+    x: Tensor | None
+    weight: Tensor
+    bias: Tensor
+    residual: Tensor | None
+
+
 def backward(
-    dz: Tensor,
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    saved: Tensor,
-    activation: str | None,
-    slope: float,
-    want_dx: bool = True,
-) -> tuple[Tensor | None, Tensor, Tensor]:
-    """Return the gradients of x (None unless wanted), weight and bias. Copy `dz` if its layout is not that of `x`."""
+    dz: Tensor, x: Tensor, how: Transform, saved: Tensor, want_dx: bool = True, want_dresidual: bool = False
+) -> Gradients:
+    """Return the gradients.
+
+    Arguments:
+        dz: the gradient of the output. It is copied if its layout is not that of `x`.
+        x: the input of the forward.
+        how: as in the forward.
+        saved: mean and rstd from the forward.
+        want_dx: compute the gradient of x.
+        want_dresidual: compute the gradient of the residual. Without an activation it is `dz` itself.
+    """
     last, channels = is_channels_last(x), x.size(1)
-    if (dz.stride() != x.stride() and is_channels_last(dz) != last) or dz.is_neg():
-        dz = torch.empty_like(x).copy_(dz)
-    dx = torch.empty_like(x) if want_dx else None
+    dz = _laid_out(dz, x, last)
+    follows = how.activation is not None  # else the backward does not need the residual
+    residual = _laid_out(how.residual, x, last) if follows and how.residual is not None else None
+    dresidual = torch.empty_like(x) if want_dresidual and follows else None
+    dx = torch.empty_like(x) if want_dx or dresidual is not None else None
     dweight, dbias = (torch.empty(channels, dtype=torch.float32, device=CPU) for _ in range(2))
-    problem = _problem(x, last, weight, bias, activation, slope)
-    outputs = (_address(dx), dweight.data_ptr(), dbias.data_ptr())  # address 0: skip this gradient
+    problem = _problem(x, last, how, residual)
+    # Address 0: skip this gradient.
+    outputs = (_address(dx), _address(dresidual), dweight.data_ptr(), dbias.data_ptr())
     _kernels.backward(problem, x.data_ptr(), dz.data_ptr(), saved.data_ptr(), *outputs)
-    return dx, dweight, dbias
+    return Gradients(dx if want_dx else None, dweight, dbias, dresidual if follows else dz if want_dresidual else None)
 
 
-def inference(
-    x: Tensor,
-    mean: Tensor,
-    var: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    activation: str | None,
-    slope: float,
-) -> Tensor:
-    """Normalize by given statistics."""
-    z = torch.empty_like(x)
-    problem = _problem(x, is_channels_last(x), weight, bias, activation, slope)
-    _kernels.inference(problem, x.data_ptr(), mean.data_ptr(), var.data_ptr(), eps, z.data_ptr())
+def inference(x: Tensor, mean: Tensor, var: Tensor, how: Transform) -> Tensor:
+    """Normalize by given statistics. The residual must have the dtype of `x`."""
+    z, last = torch.empty_like(x), is_channels_last(x)
+    residual = None if how.residual is None else _laid_out(how.residual, x, last)
+    problem = _problem(x, last, how, residual)
+    _kernels.inference(problem, x.data_ptr(), mean.data_ptr(), var.data_ptr(), how.eps, z.data_ptr())
     return z
 
 
@@ -176,14 +189,13 @@ def update_running(running_mean: Tensor, running_var: Tensor, mean: Tensor, var:
     return finite
 
 
-def _problem(
-    x: Tensor,
-    channels_last: bool | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    activation: str | None,
-    slope: float,
-) -> _kernels.Problem:
+def _laid_out(t: Tensor, x: Tensor, last: bool | None) -> Tensor:
+    """Return `t`, or a copy in the layout of `x` if its own is another one."""
+    same = t.stride() == x.stride() or is_channels_last(t) == last
+    return t if same and not t.is_neg() else torch.empty_like(x).copy_(t)
+
+
+def _problem(x: Tensor, channels_last: bool | None, how: Transform, residual: Tensor | None) -> _kernels.Problem:
     n, c, *places = x.shape
     return _kernels.Problem(
         n,
@@ -191,11 +203,12 @@ def _problem(
         math.prod(places),
         bool(channels_last),
         x.dtype == torch.bfloat16,
-        ACTIVATIONS[activation],
-        slope,
+        _ACTIVATIONS[how.activation],
+        how.slope,
         torch.get_num_threads(),
-        _address(weight),
-        _address(bias),
+        _address(how.weight),
+        _address(how.bias),
+        _address(residual),
     )
 
 

@@ -40,6 +40,15 @@ def check_running(x: Tensor, running_mean: Tensor | None, running_var: Tensor | 
         raise BatchNormError("running statistics are no parameters: call requires_grad_(False) on them")
 
 
+def check_residual(x: Tensor, residual: Tensor | None) -> None:
+    """Raise BatchNormError unless the residual is None or has the shape of `x`."""
+    if residual is not None and residual.shape != x.shape:
+        raise BatchNormError(
+            f"batch normalization got a residual of shape {tuple(residual.shape)}; wanted the shape of the input, "
+            f"{tuple(x.shape)}. Expand it first."
+        )
+
+
 def check_batch(x: Tensor, eps: float) -> None:
     """Raise BatchNormError if `x` has one value per channel, or if eps is not positive."""
     if eps <= 0.0:  # the oldest supported torch has no such check

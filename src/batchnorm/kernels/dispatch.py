@@ -12,9 +12,9 @@ from torch.autograd import forward_ad
 from torch.nn import Parameter
 
 from . import autograd, bindings, fallback
-from .activation import Activation, activate
+from .activation import Transform, finish
 from .bindings import Running
-from .checks import check_batch, check_running
+from .checks import check_batch, check_residual, check_running
 
 # Inference tensors with fewer values run faster in torch, because calling the kernel has more overhead. Training has no
 # such limit: the kernel is faster than torch's operations at any size (benchmarks/bench_threshold.py).
@@ -24,46 +24,31 @@ _ORDINARY = {Tensor, Parameter, type(None)}
 MaybeTensor = TypeVar("MaybeTensor", Tensor, Tensor | None)
 
 
-def normalize_by_batch(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    activation: Activation | None = None,
-    slope: float = 0.01,
-) -> tuple[Tensor, Tensor, Tensor]:
+def normalize_by_batch(x: Tensor, how: Transform) -> tuple[Tensor, Tensor, Tensor]:
     """Normalize `x` by its own statistics. Return (z, mean, unbiased var).
 
     mean and var are (C,), float32 at least, without gradient. They are NaN for an empty batch, as in torch.
 
     Raises:
-        BatchNormError: one value per channel, or an eps that is not positive.
+        BatchNormError: one value per channel, an eps that is not positive, or a residual of another shape.
     """
-    check_batch(x, eps)
-    weight, bias = _widened(x, weight, bias)
-    fused = activation if activation in bindings.ACTIVATIONS else None
-    if _kernel_supports(x, 1, weight, bias):
-        z, batch, _ = autograd.eager(x, weight, bias, eps, fused, slope)
+    check_batch(x, how.eps)
+    check_residual(x, how.residual)
+    how = _with_wide_affine(x, how)
+    weight, bias = how.weight, how.bias
+    if _kernel_supports(x, 1, how.residual, weight, bias):
+        z, batch, _ = autograd.eager(x, how)
         assert batch is not None  # without running statistics there is one
-        mean, var = batch.unbind()
-    elif _operator_supports(x, weight, bias):
-        z, batch, _ = autograd.operator(x, weight, bias, eps, fused, slope)
-        mean, var = batch.unbind()
-    else:
-        z, mean, var = fallback.normalize_by_batch(x, weight, bias, eps)
-        fused = None
-    return (z if fused == activation else activate(z, activation, slope)), mean, var
+        return z, batch[0], batch[1]
+    if _operator_supports(x, how.residual, weight, bias):
+        settings = (how.eps, how.activation, how.slope)
+        z, batch, _ = autograd.operator(x, weight, bias, how.residual, *settings)
+        return z, batch[0], batch[1]
+    y, mean, var = fallback.normalize_by_batch(x, how)
+    return finish(y, how), mean, var
 
 
-def normalize_and_track(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    activation: Activation | None,
-    slope: float,
-    running: Running,
-) -> tuple[Tensor, bool | Tensor]:
+def normalize_and_track(x: Tensor, how: Transform, running: Running) -> tuple[Tensor, bool | Tensor]:
     """Normalize `x` by its own statistics and move `running` in place. Return z and what `update_running` returns.
 
     Raises:
@@ -72,41 +57,32 @@ def normalize_and_track(
     """
     # One check of everything, then one call. After a kernel has streamed a large tensor, the caches hold nothing of the
     # interpreter, and each further call from Python takes several times its usual time.
-    if _kernel_supports(x, 1, weight, bias, running.mean, running.var) and _kernel_tracks(running):
-        check_batch(x, eps)
-        fused = activation if activation in bindings.ACTIVATIONS else None
-        z, _, finite = autograd.eager(x, weight, bias, eps, fused, slope, running)
-        return (z if fused == activation else activate(z, activation, slope)), finite
+    per_channel = (how.weight, how.bias, running.mean, running.var)
+    if _kernel_supports(x, 1, how.residual, *per_channel) and _kernel_tracks(running):
+        check_batch(x, how.eps)
+        z, _, finite = autograd.eager(x, how, running)
+        return z, finite
     check_running(x, running.mean, running.var)
-    z, mean, var = normalize_by_batch(x, weight, bias, eps, activation, slope)
+    z, mean, var = normalize_by_batch(x, how)
     return z, update_running(running, mean, var)
 
 
-def normalize(
-    x: Tensor,
-    mean: Tensor,
-    var: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    activation: Activation | None = None,
-    slope: float = 0.01,
-) -> Tensor:
+def normalize(x: Tensor, mean: Tensor, var: Tensor, how: Transform) -> Tensor:
     """Normalize `x` by constant statistics (inference, Alg. 2, line 11).
 
     Raises:
-        BatchNormError, RuntimeError: as `check_running`.
+        BatchNormError, RuntimeError: as `check_running`; BatchNormError also for a residual of another shape.
     """
     mean, var = _widened(x, mean, var)
-    weight, bias = _widened(x, weight, bias)
-    constant = not (mean.requires_grad or var.requires_grad or autograd.needs_grad(x, weight, bias))
+    how = _with_wide_affine(x, how)
+    weight, bias = how.weight, how.bias
+    constant = not (mean.requires_grad or var.requires_grad or autograd.needs_grad(x, weight, bias, how.residual))
     # Compilers fuse torch's own operation with its neighbors, and exporters know it: they do not get the kernel.
-    if constant and _kernel_supports(x, FEWEST_IN_INFERENCE, weight, bias, mean, var):
-        fused = activation if activation in bindings.ACTIVATIONS else None
-        z = bindings.inference(x, mean, var, weight, bias, eps, fused, slope)
-        return z if fused == activation else activate(z, activation, slope)
+    if constant and _kernel_supports(x, FEWEST_IN_INFERENCE, how.residual, weight, bias, mean, var):
+        return bindings.inference(x, mean, var, how)
     check_running(x, mean, var)
-    return activate(F.batch_norm(x, mean, var, weight, bias, training=False, eps=eps), activation, slope)
+    check_residual(x, how.residual)
+    return finish(F.batch_norm(x, mean, var, weight, bias, training=False, eps=how.eps), how)
 
 
 def update_running(running: Running, mean: Tensor, var: Tensor) -> bool | Tensor:
@@ -135,15 +111,16 @@ def _move(running: Running, mean: Tensor, var: Tensor) -> bool | Tensor:
     return fallback.update_on_device(*statistics, running.momentum)
 
 
-def _kernel_supports(x: Tensor, fewest: int, *per_channel: Tensor | None) -> bool:
+def _kernel_supports(x: Tensor, fewest: int, residual: Tensor | None, *per_channel: Tensor | None) -> bool:
     """Return True if the compiled kernel supports these tensors. Otherwise torch's operations run.
 
     The kernel supports eager mode on the CPU, float32 and bfloat16, and dense (N, C, S) or (N, S, C) layouts with at
-    least `fewest` values. Each tensor in `per_channel` must be float32 and contiguous.
+    least `fewest` values. A residual must be like x. Each tensor in `per_channel` must be float32 and contiguous.
     """
     return (
         bindings.installed()
-        and _is_eager(x, *per_channel)
+        and _is_eager(x, residual, *per_channel)
+        and _is_like(residual, x)
         and x.numel() >= fewest
         and bindings.supports(x, *per_channel)
         and bindings.is_channels_last(x) is not None
@@ -161,10 +138,17 @@ def _kernel_tracks(running: Running) -> bool:
     )
 
 
-def _operator_supports(x: Tensor, *per_channel: Tensor | None) -> bool:
+def _operator_supports(x: Tensor, residual: Tensor | None, *per_channel: Tensor | None) -> bool:
     """Return True if a tracer must record the kernel as an operator. Strides may be symbolic, so they do not count."""
     traced = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
-    return traced and bindings.installed() and bindings.supports(x, *per_channel)
+    return traced and bindings.installed() and _is_like(residual, x) and bindings.supports(x, *per_channel)
+
+
+def _is_like(residual: Tensor | None, x: Tensor) -> bool:
+    """Return True if the kernel can add the residual: it has the shape and dtype of `x`, on the CPU too."""
+    if residual is None:
+        return True
+    return residual.shape == x.shape and residual.dtype == x.dtype and residual.is_cpu and residual.layout == x.layout
 
 
 def _is_eager(*tensors: Tensor | None) -> bool:
@@ -181,3 +165,8 @@ def _widened(x: Tensor, *per_channel: MaybeTensor) -> tuple[MaybeTensor, ...]:
     if x.dtype not in (torch.float16, torch.bfloat16):
         return per_channel
     return tuple(c if c is None or c.dtype == torch.float32 else c.float() for c in per_channel)
+
+
+def _with_wide_affine(x: Tensor, how: Transform) -> Transform:
+    weight, bias = _widened(x, how.weight, how.bias)
+    return how if weight is how.weight and bias is how.bias else how._replace(weight=weight, bias=bias)

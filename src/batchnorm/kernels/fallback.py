@@ -8,18 +8,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .activation import Transform
 
-def normalize_by_batch(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return y, and the mean and unbiased variance of the batch."""
+
+def normalize_by_batch(x: Tensor, how: Transform) -> tuple[Tensor, Tensor, Tensor]:
+    """Return y = BN(x), before the residual and the activation, and the mean and unbiased variance of the batch."""
     channels = x.shape[1] if x.dim() > 1 else 0
     # torch updates its running statistics in place. From zero, with momentum 1, they become the batch's own.
     # An empty batch does not update them, so they start as NaN.
     start = 0.0 if x.numel() else math.nan
     dtype = torch.promote_types(x.dtype, torch.float32)
     mean, var = (x.new_full((channels,), start, dtype=dtype) for _ in range(2))
-    return F.batch_norm(x, mean, var, weight, bias, training=True, momentum=1.0, eps=eps), mean, var
+    return F.batch_norm(x, mean, var, how.weight, how.bias, training=True, momentum=1.0, eps=how.eps), mean, var
 
 
 def update_on_host(
