@@ -49,7 +49,15 @@ NONLINEARITIES = frozenset(
     }
 )
 # The nonlinearities that a layer of this package can apply itself.
-FUSIBLE: dict[str, Activation] = {"relu": "relu", "leakyrelu": "leaky_relu", "sigmoid": "sigmoid"}
+FUSIBLE: dict[str, Activation] = {
+    "relu": "relu",
+    "leakyrelu": "leaky_relu",
+    "relu6": "relu6",
+    "sigmoid": "sigmoid",
+    "silu": "silu",
+    "hardswish": "hardswish",
+    "gelu": "gelu",
+}
 
 DROPOUTS = frozenset(
     {"dropout", "dropout1d", "dropout2d", "dropout3d", "alphadropout", "featuredropout", "featurealphadropout"}
