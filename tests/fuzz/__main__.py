@@ -62,8 +62,8 @@ def fuzz(name: str, out: Path, seconds: int) -> Result:
         executions += done
         if status == 0:
             break
-        if not done:
-            failure = f"{name} did not start or ended at once, with status {status}: see {log}"
+        if not done:  # it would end at the same input of the corpus again
+            failure = f"{name} ended before its first mutation, with status {status}: see {log}"
             break
     changed = [path for path in (out / "finds").iterdir() if before.get(path) != path.stat().st_mtime_ns]
     finds = sorted(path for path in changed if path.name.startswith(f"{name}-") and path.suffix != ".txt")

@@ -91,7 +91,7 @@ def test_without_atheris_the_message_says_what_to_install(monkeypatch):
     [
         ([(0, 7)], 0, "label: 7 executions"),
         ([(77, 5), (0, 7)], 1, "label: 12 executions"),  # a crash, then the rest of the time
-        ([(1, 0)], 1, "  label did not start or ended at once, with status 1: see "),
+        ([(1, 0)], 1, "  label ended before its first mutation, with status 1: see "),
     ],
 )
 def test_the_command_counts_and_goes_on_after_a_crash(tmp_path, monkeypatch, capsys, runs, status, said):
