@@ -11,7 +11,7 @@ from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import forward_ad
 from torch.nn import Parameter
 
-from . import autograd, bindings, fallback
+from . import autograd, bindings, device, fallback
 from .activation import Transform, finish
 from .bindings import Running
 from .checks import check_batch, check_residual, check_running
@@ -48,7 +48,7 @@ def normalize_by_batch(x: Tensor, how: Transform) -> tuple[Tensor, Tensor, Tenso
     return finish(y, how), mean, var
 
 
-def normalize_and_track(x: Tensor, how: Transform, running: Running) -> tuple[Tensor, bool | Tensor]:
+def normalize_and_track(x: Tensor, how: Transform, running: Running) -> tuple[Tensor, bool | Tensor | None]:
     """Normalize `x` by its own statistics and move `running` in place. Return z and what `update_running` returns.
 
     Raises:
@@ -85,15 +85,18 @@ def normalize(x: Tensor, mean: Tensor, var: Tensor, how: Transform) -> Tensor:
     return finish(F.batch_norm(x, mean, var, weight, bias, training=False, eps=how.eps), how)
 
 
-def update_running(running: Running, mean: Tensor, var: Tensor) -> bool | Tensor:
+def update_running(running: Running, mean: Tensor, var: Tensor) -> bool | Tensor | None:
     """Move the running statistics in place: running += momentum * (batch - running).
 
     A batch that is not finite changes nothing. Any other batch increases `running.batches_seen` by 1.
 
     Returns:
-        True if the batch is finite. In eager mode on the CPU it is a bool. Elsewhere it is a boolean scalar tensor, so
-        that the host need not wait for the device.
+        True if the batch is finite. In eager mode on the CPU it is a bool. Elsewhere it is a boolean scalar tensor, or
+        None if only the device knows, so that the host need not wait for it.
     """
+    if _is_eager(*running[:2], mean, var) and not mean.is_cpu and isinstance(running.momentum, float):
+        device.move_running(running.mean, running.var, running.batches_seen, mean, var, running.momentum)
+        return None
     finite = _move(running, mean, var)
     if running.batches_seen is not None:
         running.batches_seen.add_(finite)

@@ -18,7 +18,7 @@ def normalize_by_batch(x: Tensor, how: Transform) -> tuple[Tensor, Tensor, Tenso
     # An empty batch does not update them, so they start as NaN.
     start = 0.0 if x.numel() else math.nan
     dtype = torch.promote_types(x.dtype, torch.float32)
-    mean, var = (x.new_full((channels,), start, dtype=dtype) for _ in range(2))
+    mean, var = (x.new_full((channels,), start, dtype=dtype) for _ in range(2))  # vmap wants two tensors, not views
     return F.batch_norm(x, mean, var, how.weight, how.bias, training=True, momentum=1.0, eps=how.eps), mean, var
 
 
@@ -37,10 +37,10 @@ def update_on_device(
     running_mean: Tensor, running_var: Tensor, mean: Tensor, var: Tensor, momentum: float | Tensor
 ) -> Tensor:
     """Move the running statistics in place if the batch is finite. Decide on the device, without synchronization."""
-    finite = (mean.isfinite() & var.isfinite()).all()
+    finite = (mean - mean == var - var).all()  # 0 is 0. Infinity minus itself is NaN, which equals nothing
     for running, batch in ((running_mean, mean), (running_var, var)):
         target = torch.where(finite, batch.to(running.dtype), running)
-        running.copy_(torch.lerp(running, target, momentum))
+        running.copy_(torch.lerp(running, target, momentum))  # vmap has no lerp_
     return finite
 
 

@@ -1,0 +1,83 @@
+"""Test what runs on devices without our kernels: the number of operations, and the Triton kernel in its interpreter."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import batchnorm as bn
+
+# They change a tensor's description, or allocate, and launch nothing.
+NO_LAUNCH = {"select", "unbind", "empty", "empty_like", "empty_strided", "detach", "view", "promote_types"}
+
+
+def launches(layer: nn.Module, x: torch.Tensor) -> list[str]:
+    """Return the operations of one call in training that launch something."""
+    layer(x)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        layer(x)
+    events: Any = profile.events()
+    called = [event.name.rpartition("::")[2] for event in events if event.cpu_parent is None]
+    return [name for name in called if name not in NO_LAUNCH]
+
+
+@pytest.mark.parametrize("options", [{}, {"affine": False}, {"track_running_stats": False}])
+def test_a_layer_on_a_device_launches_at_most_two_operations_more_than_torchs(options):
+    x = torch.randn(4, 8, 5, 5, device="meta")
+    ours, theirs = (launches(kind(8, device="meta", **options), x) for kind in (bn.BatchNorm2d, nn.BatchNorm2d))
+    assert "batch_norm" in theirs
+    assert len(ours) <= len(theirs) + 2, (ours, theirs)
+
+
+INTERPRETED = """
+import torch
+from batchnorm.kernels import device, fallback
+
+def move(by, count, mean, var, batch, momentum):
+    if by == "triton":
+        device.launch(mean, var, count, *batch, momentum)
+    else:
+        finite = fallback.update_on_device(mean, var, *batch, momentum)
+        count.add_(finite)
+
+device.BLOCK = 16  # several blocks, the last incomplete
+for channels in (1, 16, 37):
+    for dtype in (torch.float32, torch.float64):
+        for momentum in (0.0, 0.1, 0.75, 1.0):
+            for bad in (None, torch.inf, torch.nan):
+                batch = torch.randn(2, channels)
+                if bad is not None:
+                    batch[1, -1] = bad
+                found = []
+                for by in ("triton", "torch"):
+                    torch.manual_seed(0)
+                    state = torch.tensor(5), *torch.randn(2, channels, dtype=dtype)
+                    move(by, *state, batch, momentum)
+                    found.append(state)
+                assert found[0][0] == found[1][0] == (6 if bad is None else 5)
+                for ours, theirs in zip(*found):
+                    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+device.launch(*torch.zeros(2, 4), None, torch.ones(4), torch.ones(4), 1.0)  # without a count
+"""
+
+
+def test_the_triton_kernel_moves_what_torchs_operations_move():
+    pytest.importorskip("triton")
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", INTERPRETED], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_on_a_device_the_count_and_the_statistics_are_the_operators_work():
+    layer = bn.BatchNorm2d(3, device="meta")
+    before = layer.running_mean._version  # pyright: ignore[reportOptionalMemberAccess]
+    layer(torch.randn(2, 3, 4, 4, device="meta"))
+    assert layer.running_mean._version > before  # pyright: ignore[reportOptionalMemberAccess]
