@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cmath>
+#include <type_traits>
 
 #include "activations.hpp"
 #include "batch_norm.hpp"
@@ -35,16 +36,34 @@ struct Coefficients {
     Vec<float, N> mean, a, b;
 };
 
-// y = BN(x) + residual, given x - mean. The residual may be null.
-template <int N, class T>
-inline Vec<float, N> preactivation(Vec<float, N> d, const T* residual, int64_t at, const Coefficients<N>& k) {
-    const Vec<float, N> y = madd<N>(d, k.a, k.b);
-    return residual ? y + load<N>(residual + at) : y;
+// What a step reads. `adds` tells whether there is a residual, as a bool or as std::true_type or std::false_type: for
+// cheap activations in rows a branch per vector would cost up to a tenth of the time.
+template <class T, class Adds = bool>
+struct Input {
+    const T *x, *residual, *dz;
+    Adds adds;
+};
+
+constexpr bool is_cheap(Activation a) { return a <= Activation::relu6; }
+
+// Calls body with a flag that the compiler knows if the activation is cheap.
+template <Activation A, class Body>
+void with_flag(bool flag, const Body& body) {
+    if constexpr (!is_cheap(A)) body(flag);
+    else if (flag) body(std::true_type{});
+    else body(std::false_type{});
 }
 
-template <Activation A, int N, class T>
-inline Vec<float, N> normalized(const T* x, const T* residual, int64_t at, const Coefficients<N>& k, float slope) {
-    return activate<A, N>(preactivation<N>(load<N>(x + at) - k.mean, residual, at, k), slope);
+// y = BN(x) + residual, given x - mean.
+template <int N, class T, class Adds>
+inline Vec<float, N> preactivation(Vec<float, N> d, const Input<T, Adds>& from, int64_t at, const Coefficients<N>& k) {
+    const Vec<float, N> y = madd<N>(d, k.a, k.b);
+    return from.adds ? y + load<N>(from.residual + at) : y;
+}
+
+template <Activation A, int N, class T, class Adds>
+inline Vec<float, N> normalized(const Input<T, Adds>& from, int64_t at, const Coefficients<N>& k, float slope) {
+    return activate<A, N>(preactivation<N>(load<N>(from.x + at) - k.mean, from, at, k), slope);
 }
 
 // Each channel has two sums, of u and of u * v. Short runs are summed in float, and the runs in double. If that is not
@@ -61,19 +80,14 @@ inline Term<E, N> deviation(const T* x, Vec<E, N> shift) {
     return {d, d};
 }
 
-// What the backward reads.
-template <class T>
-struct Saved {
-    const T *x, *residual, *dz;
-};
-
 // Backward: dy, and dy * (x - mean). In double, which is rare, one function serves all activations.
-template <class E, Activation A, int N, class T>
-inline Term<E, N> gradient(const Saved<T>& from, int64_t at, const Coefficients<N>& k, const Problem& p) {
-    const Vec<float, N> d = load<N>(from.x + at) - k.mean, y = preactivation<N>(d, from.residual, at, k),
+template <class E, Activation A, int N, class T, class Adds>
+inline Term<E, N> gradient(const Input<T, Adds>& from, int64_t at, const Coefficients<N>& k, Activation kind,
+                           float slope) {
+    const Vec<float, N> d = load<N>(from.x + at) - k.mean, y = preactivation<N>(d, from, at, k),
                         dz = load<N>(from.dz + at);
-    if constexpr (std::is_same_v<E, float>) return {gate<A, N>(dz, y, p.slope), d};
-    else return {as<E, N>(gate<N>(p.activation, dz, y, p.slope)), as<E, N>(d)};
+    if constexpr (std::is_same_v<E, float>) return {gate<A, N>(dz, y, slope), d};
+    else return {as<E, N>(gate<N>(kind, dz, y, slope)), as<E, N>(d)};
 }
 
 // dx, and dy, which is the residual's gradient.
@@ -83,10 +97,10 @@ struct Gradients {
 };
 
 // dx = a * (dy - mean(dy) - x_hat * mean(dy * x_hat)) = a * dy + c1 * (x - mean) + c0.
-template <Activation A, int N, class T>
-inline Gradients<N> gradients(const Saved<T>& from, int64_t at, const Coefficients<N>& k, Vec<float, N> c1,
+template <Activation A, int N, class T, class Adds>
+inline Gradients<N> gradients(const Input<T, Adds>& from, int64_t at, const Coefficients<N>& k, Vec<float, N> c1,
                               Vec<float, N> c0, float slope) {
-    const Vec<float, N> d = load<N>(from.x + at) - k.mean, y = preactivation<N>(d, from.residual, at, k),
+    const Vec<float, N> d = load<N>(from.x + at) - k.mean, y = preactivation<N>(d, from, at, k),
                         dy = gate<A, N>(load<N>(from.dz + at), y, slope);
     return {madd<N>(k.a, dy, madd<N>(c1, d, c0)), dy};
 }

@@ -190,8 +190,8 @@ void sum_chunk(const Rows& r, Scratch& s, int64_t chunk, int64_t row, int64_t en
 // column(Width, c) returns the step of a column: step(at, whole) writes the values at `at`. A vector that is not
 // `whole` overlaps the one before it and is not aligned. next(Width, place) prefetches what a step reads, except where
 // the previous pass left it in the cache. into(Width, place) prefetches what it writes.
-template <class Column, class Next, class Into>
-void write_rows(const Problem& p, const Rows& r, bool back, bool streaming, const Column& column, const Next& next,
+template <class Streaming, class Column, class Next, class Into>
+void write_rows(const Problem& p, const Rows& r, bool back, Streaming streaming, const Column& column, const Next& next,
                 const Into& into) {
     r.each_chunk(p, back, [&](int64_t, int64_t row, int64_t end, int64_t rest) {
         const auto map = [&](auto rows, int64_t n) {
@@ -215,25 +215,38 @@ void write_rows(const Problem& p, const Rows& r, bool back, bool streaming, cons
     });
 }
 
-template <class T, Activation A>
-void normalize_rows(const Problem& p, const Rows& r, bool back, bool streaming, const Scratch& s, const void* input,
-                    void* output) {
-    const T *x = static_cast<const T*>(input), *residual = static_cast<const T*>(p.residual);
-    T* z = static_cast<T*>(output);
+template <class T, Activation A, class Streaming, class Adds>
+void normalize_rows(const Problem& p, const Rows& r, bool back, Streaming streaming, const Scratch& s,
+                    const Input<T, Adds>& from, T* z) {
+    const T *x = from.x, *residual = from.residual;
+    const Adds adds = from.adds;
     write_rows(
         p, r, back, streaming,
         [&](auto w, int64_t c) {
-            return [=, slope = p.slope, k = s.at<w.n>(c)](int64_t at, bool whole) {
-                store<w.n>(streaming && whole, z + at, normalized<A, w.n>(x, residual, at, k, slope));
+            return [=, slope = p.slope, k = s.at<w.n>(c)](int64_t at, bool whole) {  // scalars stay in registers
+                const Input<T, Adds> own{x, residual, nullptr, adds};
+                store<w.n>(streaming && whole, z + at, normalized<A, w.n>(own, at, k, slope));
             };
         },
         [&](auto w, int64_t at) {
             // Otherwise, beside streaming stores, the hardware prefetcher alone is faster.
             if (streaming && w.n != kStreamed * kFloats) return;
-            prefetch<w.n>(x + at);
-            if (residual) prefetch<w.n>(residual + at);
+            prefetch<w.n>(from.x + at);
+            if (from.adds) prefetch<w.n>(from.residual + at);
         },
         [&](auto w, int64_t at) { prefetch_for_write<w.n>(z + at); });
+}
+
+template <class T, Activation A>
+void normalize_rows(const Problem& p, const Rows& r, bool back, bool streaming, const Scratch& s, const void* x,
+                    void* z) {
+    const T* residual = static_cast<const T*>(p.residual);
+    with_flag<A>(residual, [&](auto adds) {
+        with_flag<A>(streaming, [&](auto streams) {
+            const Input<T, decltype(adds)> from{static_cast<const T*>(x), residual, nullptr, adds};
+            normalize_rows<T, A>(p, r, back, streams, s, from, static_cast<T*>(z));
+        });
+    });
 }
 
 // Returns true if float was accurate enough for the sums of all channels.
@@ -277,50 +290,76 @@ bool forward_rows(const Forward& f, bool streaming) {
     return true;
 }
 
-template <class T, Activation A>
-bool backward_rows(const Backward& b, bool streaming) {
-    const Saved<T> from{static_cast<const T*>(b.x), static_cast<const T*>(b.residual), static_cast<const T*>(b.dz)};
-    T *dx = static_cast<T*>(b.dx), *dresidual = static_cast<T*>(b.dresidual);
-    const Rows r(b, walks_together(b));
-    Scratch s(r, r.chunks);
-    if (!s.memory) return false;
-    for (int64_t c = 0; c < b.c; ++c) s.set(r, c, affine(b, c, b.mean[c], b.rstd[c]));
-    const auto next = [&](auto w, int64_t at) __attribute__((always_inline)) {  // GCC would not inline it
-        prefetch<w.n>(from.x + at);
-        prefetch<w.n>(from.dz + at);
-        if (from.residual) prefetch<w.n>(from.residual + at);
-    };
+template <class T, class Adds, class W>
+inline void fetch(const Input<T, Adds>& from, W w, int64_t at) {
+    prefetch<w.n>(from.x + at);
+    prefetch<w.n>(from.dz + at);
+    if (from.adds) prefetch<w.n>(from.residual + at);
+}
+
+template <class T, Activation A, class Adds>
+void sum_gradients(const Backward& b, const Rows& r, Scratch& s, const Input<T, Adds>& from) {
+    const T *x = from.x, *residual = from.residual, *dz = from.dz;
+    const Adds adds = from.adds;
     const auto sum = [&](auto e) {
         using E = decltype(e);
         r.each_chunk(b, false, [&](int64_t chunk, int64_t row, int64_t end, int64_t rest) {
             sum_chunk<E>(
                 r, s, chunk, row, end, rest,
                 [&](auto w, int64_t c) {
-                    return [=, &b, k = s.at<w.n>(c)](int64_t at) { return gradient<E, A, w.n>(from, at, k, b); };
+                    return [=, slope = b.slope, kind = b.activation, k = s.at<w.n>(c)](int64_t at) {
+                        const Input<T, Adds> own{x, residual, dz, adds};
+                        return gradient<E, A, w.n>(own, at, k, kind, slope);
+                    };
                 },
-                next);
+                [&](auto w, int64_t at) __attribute__((always_inline)) { fetch(from, w, at); });
         });
         s.merge(r, b);
     };
     sum(float{});
     if (!float_sums_suffice(b, s)) sum(double{});
     for (int64_t c = 0; c < b.c; ++c) s.set(r, c, finish(b, c, s.affine(c * r.run), s.first[c], s.second[c]));
-    if (!dx) return true;
+}
+
+template <class T, Activation A, class Streaming, class Adds>
+void write_gradients(const Backward& b, const Rows& r, const Scratch& s, Streaming streaming,
+                     const Input<T, Adds>& from) {
+    T *dx = static_cast<T*>(b.dx), *dresidual = static_cast<T*>(b.dresidual);
+    const T *x = from.x, *residual = from.residual, *dz = from.dz;
+    const Adds adds = from.adds;
     write_rows(
         b, r, true, streaming,
         [&](auto w, int64_t c) {
             return [=, slope = b.slope, k = s.at<w.n>(c), c1 = load<w.n>(s.c1 + c), c0 = load<w.n>(s.c0 + c)](
                        int64_t at, bool whole) {
-                const Gradients<w.n> d = gradients<A, w.n>(from, at, k, c1, c0, slope);
+                const Input<T, Adds> own{x, residual, dz, adds};
+                const Gradients<w.n> d = gradients<A, w.n>(own, at, k, c1, c0, slope);
                 store<w.n>(streaming && whole, dx + at, d.dx);
-                if (dresidual) store<w.n>(streaming && whole, dresidual + at, d.dy);
+                if (adds && dresidual) store<w.n>(streaming && whole, dresidual + at, d.dy);
             };
         },
-        next,
+        [&](auto w, int64_t at) __attribute__((always_inline)) { fetch(from, w, at); },  // GCC would not inline it
         [&](auto w, int64_t at) {
             prefetch_for_write<w.n>(dx + at);
-            if (dresidual) prefetch_for_write<w.n>(dresidual + at);
+            if (from.adds && dresidual) prefetch_for_write<w.n>(dresidual + at);
         });
+}
+
+template <class T, Activation A>
+bool backward_rows(const Backward& b, bool streaming) {
+    const Rows r(b, walks_together(b));
+    Scratch s(r, r.chunks);
+    if (!s.memory) return false;
+    for (int64_t c = 0; c < b.c; ++c) s.set(r, c, affine(b, c, b.mean[c], b.rstd[c]));
+    const T *x = static_cast<const T*>(b.x), *dz = static_cast<const T*>(b.dz);
+    const T* residual = static_cast<const T*>(b.residual);
+    const auto run = [&](auto adds) {
+        const Input<T, decltype(adds)> from{x, residual, dz, adds};
+        sum_gradients<T, A>(b, r, s, from);
+        if (b.dx) with_flag<A>(streaming, [&](auto streams) { write_gradients<T, A>(b, r, s, streams, from); });
+    };
+    if constexpr (A == Activation::none) run(std::false_type{});  // the slope is 1 wherever y is
+    else with_flag<A>(residual, run);
     return true;
 }
 
