@@ -181,24 +181,20 @@ void sum_deviations(const Forward& f, int64_t c0, int64_t c1, const T* x, Affine
     }
 }
 
-template <class T>
-Input<T> input(const Problem& p, const void* x, const void* dz = nullptr) {
-    const T* residual = static_cast<const T*>(p.residual);
-    return {static_cast<const T*>(x), residual, static_cast<const T*>(dz), residual != nullptr};
-}
-
-// Steps capture by value, because the compiler reloads after each store what a store may change.
+// Steps capture by value, because the compiler reloads after each store what a store may change, and scalars, because a
+// struct that is captured stays in memory.
 template <class T, Activation A>
 void forward_maps(const Forward& f, bool streaming) {
-    const auto from = input<T>(f, f.x);
+    const T *x = static_cast<const T*>(f.x), *residual = static_cast<const T*>(f.residual);
     T* z = static_cast<T*>(f.z);
     each_group(f, sizeof(T), [&](int64_t c0, int64_t c1, int64_t to_next) {
         Affine k[kMaxGroup];
-        sum_deviations(f, c0, c1, from.x, k);
+        sum_deviations(f, c0, c1, x, k);
         each_map(f, c0, c1, [&](int64_t c) {
             return [=, k = broadcast(k[c - c0]), slope = f.slope](int64_t at, int64_t later, bool whole) {
-                prefetch<kFloats>(from.x + at + to_next);
-                if (from.adds) prefetch<kFloats>(from.residual + at + later);
+                const Input<T> from{x, residual, nullptr, residual != nullptr};
+                prefetch<kFloats>(x + at + to_next);
+                if (residual) prefetch<kFloats>(residual + at + later);
                 if (!streaming) prefetch_for_write<kFloats>(z + at + later);
                 store<kFloats>(streaming && whole, z + at, normalized<A, kFloats>(from, at, k, slope));
             };
@@ -208,23 +204,25 @@ void forward_maps(const Forward& f, bool streaming) {
 
 template <class T, Activation A>
 void backward_maps(const Backward& b, bool streaming) {
-    const auto from = input<T>(b, b.x, b.dz);
+    const T *x = static_cast<const T*>(b.x), *residual = static_cast<const T*>(b.residual);
+    const T* dz = static_cast<const T*>(b.dz);
     T *dx = static_cast<T*>(b.dx), *dresidual = static_cast<T*>(b.dresidual);
     const auto fetch = [=](auto w, int64_t at) __attribute__((always_inline)) {
-        prefetch<w.n>(from.x + at);
-        prefetch<w.n>(from.dz + at);
-        if (from.adds) prefetch<w.n>(from.residual + at);
+        prefetch<w.n>(x + at);
+        prefetch<w.n>(dz + at);
+        if (residual) prefetch<w.n>(residual + at);
     };
-    each_group(b, (from.adds ? 3 : 2) * sizeof(T), [&](int64_t c0, int64_t c1, int64_t to_next) {
+    each_group(b, (residual ? 3 : 2) * sizeof(T), [&](int64_t c0, int64_t c1, int64_t to_next) {
         Sums sums[kMaxGroup];
         Affine k[kMaxGroup];
         for (int64_t c = c0; c < c1; ++c) k[c - c0] = affine(b, c, b.mean[c], b.rstd[c]);
-        sum_accurately(b, c0, c1, sums, [&](auto e, int64_t from_c, int64_t to_c, Sums* into) {
+        sum_accurately(b, c0, c1, sums, [&](auto e, int64_t first, int64_t last, Sums* into) {
             using E = decltype(e);
             constexpr int N = kFloats * sizeof(float) / sizeof(E);
             sum_maps<E, N>(
-                b, from_c, to_c, into,
+                b, first, last, into,
                 [&](auto w, int64_t c, int64_t at) {
+                    const Input<T> from{x, residual, dz, residual != nullptr};
                     return gradient<E, A, w.n>(from, at, broadcast<w.n>(k[c - c0]), b.activation, b.slope);
                 },
                 [&](int64_t at) { fetch(Width<N>{}, at); });
@@ -239,6 +237,7 @@ void backward_maps(const Backward& b, bool streaming) {
             const Slopes& m = slopes[c - c0];
             return [=, k = broadcast(k[c - c0]), c1 = splat<kFloats>(m.c1), c0 = splat<kFloats>(m.c0), slope = b.slope](
                        int64_t at, int64_t later, bool whole) {
+                const Input<T> from{x, residual, dz, residual != nullptr};
                 fetch(Width<kFloats>{}, at + to_next);
                 const Gradients<kFloats> d = gradients<A, kFloats>(from, at, k, c1, c0, slope);
                 if (!streaming) prefetch_for_write<kFloats>(dx + at + later);
@@ -253,7 +252,7 @@ void backward_maps(const Backward& b, bool streaming) {
 
 template <class T, Activation A>
 bool inference_maps(const Inference& f, bool streaming) {
-    const auto from = input<T>(f, f.x);
+    const T *x = static_cast<const T*>(f.x), *residual = static_cast<const T*>(f.residual);
     T* z = static_cast<T*>(f.z);
     Affine* k = static_cast<Affine*>(std::malloc(f.c * sizeof(Affine)));
     if (!k) return false;
@@ -263,6 +262,7 @@ bool inference_maps(const Inference& f, bool streaming) {
         for (int64_t map = maps * thread / count, end = maps * (thread + 1) / count; map < end; ++map)
             // In memory order the hardware prefetches, and software prefetching costs time.
             map_run(f.s, [=, k = broadcast(k[map % f.c]), slope = f.slope, first = map * f.s](int64_t i, bool whole) {
+                const Input<T> from{x, residual, nullptr, residual != nullptr};
                 store<kFloats>(streaming && whole, z + first + i, normalized<A, kFloats>(from, first + i, k, slope));
             });
         fence_streaming_stores();
