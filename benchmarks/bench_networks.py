@@ -96,7 +96,7 @@ class Stage(nn.Module):
 def csp_network() -> nn.Module:
     """Return a classifier with the backbone of a small YOLO detector."""
     widths, depths = (32, 64, 128, 256, 512), (1, 3, 3, 1)
-    stages = [Stage(a, b, depth) for a, b, depth in zip(widths, widths[1:], depths, strict=True)]
+    stages = [Stage(a, b, depth) for a, b, depth in zip(widths[:-1], widths[1:], depths, strict=True)]
     head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], CLASSES))
     return nn.Sequential(conv(3, widths[0], 3, 2), *stages, *head)
 
