@@ -183,8 +183,8 @@ void sum_deviations(const Forward& f, int64_t c0, int64_t c1, const T* x, Affine
 
 // Steps capture by value, because the compiler reloads after each store what a store may change, and scalars, because a
 // struct that is captured stays in memory.
-template <class T, Activation A>
-void forward_maps(const Forward& f, bool streaming) {
+template <class T, Activation A, class Streaming, class Adds>
+void forward_maps(const Forward& f, Streaming streaming, Adds adds) {
     const T *x = static_cast<const T*>(f.x), *residual = static_cast<const T*>(f.residual);
     T* z = static_cast<T*>(f.z);
     each_group(f, sizeof(T), [&](int64_t c0, int64_t c1, int64_t to_next) {
@@ -192,9 +192,9 @@ void forward_maps(const Forward& f, bool streaming) {
         sum_deviations(f, c0, c1, x, k);
         each_map(f, c0, c1, [&](int64_t c) {
             return [=, k = broadcast(k[c - c0]), slope = f.slope](int64_t at, int64_t later, bool whole) {
-                const Input<T> from{x, residual, nullptr, residual != nullptr};
+                const Input<T, Adds> from{x, residual, nullptr, adds};
                 prefetch<kFloats>(x + at + to_next);
-                if (residual) prefetch<kFloats>(residual + at + later);
+                if (adds) prefetch<kFloats>(residual + at + later);
                 if (!streaming) prefetch_for_write<kFloats>(z + at + later);
                 store<kFloats>(streaming && whole, z + at, normalized<A, kFloats>(from, at, k, slope));
             };
@@ -202,17 +202,17 @@ void forward_maps(const Forward& f, bool streaming) {
     });
 }
 
-template <class T, Activation A>
-void backward_maps(const Backward& b, bool streaming) {
+template <class T, Activation A, class Streaming, class Adds>
+void backward_maps(const Backward& b, Streaming streaming, Adds adds) {
     const T *x = static_cast<const T*>(b.x), *residual = static_cast<const T*>(b.residual);
     const T* dz = static_cast<const T*>(b.dz);
     T *dx = static_cast<T*>(b.dx), *dresidual = static_cast<T*>(b.dresidual);
     const auto fetch = [=](auto w, int64_t at) __attribute__((always_inline)) {
         prefetch<w.n>(x + at);
         prefetch<w.n>(dz + at);
-        if (residual) prefetch<w.n>(residual + at);
+        if (adds) prefetch<w.n>(residual + at);
     };
-    each_group(b, (residual ? 3 : 2) * sizeof(T), [&](int64_t c0, int64_t c1, int64_t to_next) {
+    each_group(b, (adds ? 3 : 2) * sizeof(T), [&](int64_t c0, int64_t c1, int64_t to_next) {
         Sums sums[kMaxGroup];
         Affine k[kMaxGroup];
         for (int64_t c = c0; c < c1; ++c) k[c - c0] = affine(b, c, b.mean[c], b.rstd[c]);
@@ -222,7 +222,7 @@ void backward_maps(const Backward& b, bool streaming) {
             sum_maps<E, N>(
                 b, first, last, into,
                 [&](auto w, int64_t c, int64_t at) {
-                    const Input<T> from{x, residual, dz, residual != nullptr};
+                    const Input<T, Adds> from{x, residual, dz, adds};
                     return gradient<E, A, w.n>(from, at, broadcast<w.n>(k[c - c0]), b.activation, b.slope);
                 },
                 [&](int64_t at) { fetch(Width<N>{}, at); });
@@ -237,12 +237,12 @@ void backward_maps(const Backward& b, bool streaming) {
             const Slopes& m = slopes[c - c0];
             return [=, k = broadcast(k[c - c0]), c1 = splat<kFloats>(m.c1), c0 = splat<kFloats>(m.c0), slope = b.slope](
                        int64_t at, int64_t later, bool whole) {
-                const Input<T> from{x, residual, dz, residual != nullptr};
+                const Input<T, Adds> from{x, residual, dz, adds};
                 fetch(Width<kFloats>{}, at + to_next);
                 const Gradients<kFloats> d = gradients<A, kFloats>(from, at, k, c1, c0, slope);
                 if (!streaming) prefetch_for_write<kFloats>(dx + at + later);
                 store<kFloats>(streaming && whole, dx + at, d.dx);
-                if (!dresidual) return;
+                if (!(adds && dresidual)) return;
                 if (!streaming) prefetch_for_write<kFloats>(dresidual + at + later);
                 store<kFloats>(streaming && whole, dresidual + at, d.dy);
             };
@@ -250,23 +250,44 @@ void backward_maps(const Backward& b, bool streaming) {
     });
 }
 
-template <class T, Activation A>
-bool inference_maps(const Inference& f, bool streaming) {
+template <class T, Activation A, class Streaming, class Adds>
+void inference_maps(const Inference& f, const Affine* k, Streaming streaming, Adds adds) {
     const T *x = static_cast<const T*>(f.x), *residual = static_cast<const T*>(f.residual);
     T* z = static_cast<T*>(f.z);
-    Affine* k = static_cast<Affine*>(std::malloc(f.c * sizeof(Affine)));
-    if (!k) return false;
-    for (int64_t c = 0; c < f.c; ++c) k[c] = affine(f, c, f.mean[c], 1.0 / std::sqrt(f.var[c] + f.eps));
     const int64_t maps = f.n * f.c;
     parallel(threads(f), [&](int thread, int count) {
         for (int64_t map = maps * thread / count, end = maps * (thread + 1) / count; map < end; ++map)
             // In memory order the hardware prefetches, and software prefetching costs time.
             map_run(f.s, [=, k = broadcast(k[map % f.c]), slope = f.slope, first = map * f.s](int64_t i, bool whole) {
-                const Input<T> from{x, residual, nullptr, residual != nullptr};
+                const Input<T, Adds> from{x, residual, nullptr, adds};
                 store<kFloats>(streaming && whole, z + first + i, normalized<A, kFloats>(from, first + i, k, slope));
             });
         fence_streaming_stores();
     });
+}
+
+// Calls run(streaming, adds) with flags that the compiler knows if the activation is cheap.
+template <Activation A, class Run>
+void with_flags(const Problem& p, bool streaming, const Run& run) {
+    with_flag<A>(p.residual, [&](auto adds) { with_flag<A>(streaming, [&](auto streams) { run(streams, adds); }); });
+}
+
+template <class T, Activation A>
+void forward_maps(const Forward& f, bool streaming) {
+    with_flags<A>(f, streaming, [&](auto streams, auto adds) { forward_maps<T, A>(f, streams, adds); });
+}
+
+template <class T, Activation A>
+void backward_maps(const Backward& b, bool streaming) {
+    with_flags<A>(b, streaming, [&](auto streams, auto adds) { backward_maps<T, A>(b, streams, adds); });
+}
+
+template <class T, Activation A>
+bool inference_maps(const Inference& f, bool streaming) {
+    Affine* k = static_cast<Affine*>(std::malloc(f.c * sizeof(Affine)));
+    if (!k) return false;
+    for (int64_t c = 0; c < f.c; ++c) k[c] = affine(f, c, f.mean[c], 1.0 / std::sqrt(f.var[c] + f.eps));
+    with_flags<A>(f, streaming, [&](auto streams, auto adds) { inference_maps<T, A>(f, k, streams, adds); });
     std::free(k);
     return true;
 }

@@ -37,7 +37,7 @@ struct Coefficients {
 };
 
 // What a step reads. `adds` tells whether there is a residual, as a bool or as std::true_type or std::false_type: for
-// cheap activations in rows a branch per vector would cost up to a tenth of the time.
+// cheap activations a branch per vector would cost up to a tenth of the time.
 template <class T, class Adds = bool>
 struct Input {
     const T *x, *residual, *dz;
