@@ -81,3 +81,28 @@ def test_on_a_device_the_count_and_the_statistics_are_the_operators_work():
     before = layer.running_mean._version  # pyright: ignore[reportOptionalMemberAccess]
     layer(torch.randn(2, 3, 4, 4, device="meta"))
     assert layer.running_mean._version > before  # pyright: ignore[reportOptionalMemberAccess]
+
+
+COMPILED = """
+from triton import compile
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from batchnorm.kernels import device
+
+kernel = device._kernel()
+for running in ("*fp32", "*fp64"):
+    for counted in (True, False):
+        types = [running, running, "*i64" if counted else running, "*fp32", "*fp32", "fp32", "i32"]
+        signature = dict(zip(kernel.arg_names, (*types, "constexpr", "constexpr"), strict=True))
+        source = ASTSource(kernel, signature, constexprs={"counted": counted, "block": device.BLOCK})
+        assert "cubin" in compile(source, target=GPUTarget("cuda", 80, 32)).asm
+"""
+
+
+def test_the_triton_kernel_compiles_for_a_gpu(tmp_path):
+    pytest.importorskip("triton")
+    environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        (sys.executable, "-c", COMPILED), env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -29,16 +30,13 @@ def move_running(
         var: unbiased variance of the batch, (C,).
         momentum: weight of the new batch.
     """
+    tensors = [t for t in (running_mean, running_var, batches_seen, mean, var) if t is not None]
+    if mean.is_cuda and _has_triton() and all(t.is_contiguous() for t in tensors):
+        return launch(running_mean, running_var, batches_seen, mean, var, momentum)
     finite = fallback.update_on_device(running_mean, running_var, mean, var, momentum)
     if batches_seen is not None:
         batches_seen.add_(finite)
-
-
-@move_running.register_kernel("cuda")
-def _(
-    running_mean: Tensor, running_var: Tensor, batches_seen: Tensor | None, mean: Tensor, var: Tensor, momentum: float
-) -> None:
-    launch(running_mean, running_var, batches_seen, mean, var, momentum)
+    return None
 
 
 @move_running.register_fake
@@ -56,14 +54,20 @@ def launch(
 
 
 @functools.cache
+def _has_triton() -> bool:
+    return find_spec("triton") is not None  # torch for Windows comes without
+
+
+@functools.cache
 def _kernel() -> Any:
     """Return the compiled kernel. Triton is imported here, because it is slow to import and only GPUs need it."""
     import triton
     import triton.language as tl
-    from triton.language import constexpr
 
     @triton.jit
-    def kernel(running_mean, running_var, count, mean, var, momentum, channels, counted: constexpr, block: constexpr):
+    def kernel(
+        running_mean, running_var, count, mean, var, momentum, channels, counted: tl.constexpr, block: tl.constexpr
+    ):
         bad = tl.zeros((block,), tl.int32)
         for start in range(0, channels, block):
             at = start + tl.arange(0, block)
