@@ -110,7 +110,7 @@ def test_saved_tensors_of_other_shapes_are_refused():
 @pytest.mark.parametrize("shape", [(2, 3, 0), (0, 3, 4), (2, 3, 0, 5)])
 def test_the_operator_has_nan_statistics_for_an_empty_batch_as_in_eager_mode(shape):
     x, weight = torch.empty(shape), torch.ones(shape[1], requires_grad=True)
-    z, batch, _ = torch.ops.batchnorm.normalize_by_batch(x, weight, None, None, 1e-5, "relu", 0.0)
+    z, batch, _ = torch.ops.batchnorm.normalize_by_batch(x, weight, None, 1e-5, "relu", 0.0, None)
     assert z.shape == shape
     assert batch.isnan().all()
     z.sum().backward()
@@ -120,7 +120,7 @@ def test_an_exported_program_may_be_cast_to_half_precision():
     x, weight, bias, dz = (t.half() for t in make((3, 4, 5, 6)))
     want = run(x.float(), weight.float(), bias.float(), dz.float(), "relu")
     inputs = [t.requires_grad_() for t in (x, weight, bias)]
-    z = torch.ops.batchnorm.normalize_by_batch(*inputs, None, 1e-5, "relu", 0.0)[0]
+    z = torch.ops.batchnorm.normalize_by_batch(*inputs, 1e-5, "relu", 0.0, None)[0]
     for found, expected in zip((z, *torch.autograd.grad(z, inputs, dz)), (want[0], *want[3:]), strict=True):
         assert found.dtype == torch.float16
         torch.testing.assert_close(found, expected.half(), rtol=2**-10, atol=1e-4)  # rounded once
@@ -131,11 +131,11 @@ def test_an_exported_program_may_be_cast_to_half_precision():
 )
 def test_the_operator_refuses_what_it_cannot_compute(x, weight):
     with pytest.raises(bn.BatchNormError, match="Export the network again"):
-        torch.ops.batchnorm.normalize_by_batch(x, weight, None, None, 1e-5, None, 0.0)
+        torch.ops.batchnorm.normalize_by_batch(x, weight, None, 1e-5, None, 0.0, None)
 
 
 def test_no_channels_are_nothing_to_compute():
-    z, batch, _ = torch.ops.batchnorm.normalize_by_batch(torch.ones(5, 0), None, None, None, 1e-5, None, 0.0)
+    z, batch, _ = torch.ops.batchnorm.normalize_by_batch(torch.ones(5, 0), None, None, 1e-5, None, 0.0, None)
     assert z.shape == (5, 0)
     assert batch.shape == (2, 0)
 
@@ -167,7 +167,26 @@ torch.save(torch.export.load("training.pt2").module()(torch.load("x.pt")).detach
 def test_the_operator_passes_torchs_own_checks(stride):
     x, weight, bias, _ = make((4, 3, 8))
     x, weight, bias = (t.detach().requires_grad_() for t in (x[..., ::stride], weight, bias))
-    torch.library.opcheck(autograd.operator, (x, weight, bias, None, 1e-5, "relu", 0.0))
+    torch.library.opcheck(autograd.operator, (x, weight, bias, 1e-5, "relu", 0.0, None))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # in opcheck
+@pytest.mark.parametrize("activation", [None, "silu"])
+def test_the_operator_with_a_residual_passes_torchs_own_checks(activation):
+    x, weight, bias, residual = (t.detach().requires_grad_() for t in make((4, 3, 8)))
+    torch.library.opcheck(autograd.operator, (x, weight, bias, 1e-5, activation, 0.0, residual))
+
+
+@pytest.mark.parametrize("activation", [None, "silu"])
+def test_a_residual_compiled_whole_and_eager_agree(activation):
+    layer, (x, _, _, residual) = bn.BatchNorm1d(3, activation=activation), make((4, 3, 8))
+    compiled = torch.compile(copy.deepcopy(layer), fullgraph=True, backend="aot_eager")
+    results = []
+    for each in (layer, compiled):
+        inputs = [t.clone().requires_grad_() for t in (x, residual)]
+        z = each(*inputs)
+        results.append((z, torch.autograd.grad(z.square().sum(), inputs)))
+    torch.testing.assert_close(results[1], results[0], rtol=1e-5, atol=1e-4)
 
 
 def test_inductors_code_agrees_with_eager():

@@ -18,7 +18,8 @@ from .bindings import Gradients, Normalized, Running
 
 # (dz, x, how, saved, want_dx, want_dresidual) to the gradients.
 Backward = Callable[[Tensor, Tensor, Transform, Tensor, bool, bool], Gradients]
-Found = tuple[Tensor | None, ...]  # the gradients of x, weight, bias and residual that autograd wants
+# One for x and one for each field of Transform, the order in which both the Function and the operator take them.
+Found = tuple[Tensor | None, ...]
 
 
 def needs_grad(*tensors: Tensor | None) -> bool:
@@ -32,9 +33,8 @@ def needs_grad(*tensors: Tensor | None) -> bool:
 
 def eager(x: Tensor, how: Transform, running: Running | None = None) -> Normalized:
     """Normalize by the batch with the kernel, and move `running` if it is given."""
-    weight, bias, eps, activation, slope, residual = how
-    if needs_grad(x, weight, bias, residual):
-        return Normalized(*_NormalizeByBatch.apply(x, weight, bias, residual, eps, activation, slope, running))
+    if needs_grad(x, how.weight, how.bias, how.residual):
+        return Normalized(*_NormalizeByBatch.apply(x, *how, running))
     return bindings.forward(x, how, running)[0]
 
 
@@ -42,7 +42,7 @@ class _NormalizeByBatch(torch.autograd.Function):
     """The kernel in eager mode. Its overhead is a fifth of that of the operator below."""
 
     @staticmethod
-    def forward(ctx, x, weight, bias, residual, eps, activation, slope, running):
+    def forward(ctx, x, weight, bias, eps, activation, slope, residual, running):
         how = Transform(weight, bias, eps, activation, slope, residual)
         normalized, saved = bindings.forward(x, how, running)
         if normalized.batch is not None:
@@ -53,7 +53,7 @@ class _NormalizeByBatch(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *gradients):
-        return *_gradients(ctx, gradients[0], _backward), None, None, None, None
+        return *_gradients(ctx, gradients[0], _backward), None
 
 
 def _save(ctx, x: Tensor, how: Transform, saved: Tensor) -> None:
@@ -66,21 +66,22 @@ def _save(ctx, x: Tensor, how: Transform, saved: Tensor) -> None:
 def _gradients(ctx, dz: Tensor | None, backward: Backward) -> Found:
     """Return the gradients, by `backward`, or by torch's operations if they must be differentiable themselves."""
     if dz is None:
-        return None, None, None, None
-    wanted = ctx.needs_input_grad[:4]
+        return (None,) * 7
+    wanted = [ctx.needs_input_grad[i] for i in (0, 1, 2, 6)]
     x, weight, bias, residual, saved = ctx.saved_tensors
     eps, activation, slope = ctx.settings
     how = Transform(weight, bias, eps, activation, slope, residual)
     if not torch.is_grad_enabled():
         found = backward(dz, x, how, saved, wanted[0], wanted[3])
-        return tuple(gradient if want else None for gradient, want in zip(found, wanted, strict=True))
+        dx, dweight, dbias, dresidual = (t if want else None for t, want in zip(found, wanted, strict=True))
+        return dx, dweight, dbias, None, None, None, dresidual
     with torch.enable_grad():
         z = finish(fallback.normalize_by_batch(x, how)[0], how)
     inputs = [t for t, want in zip((x, weight, bias, residual), wanted, strict=True) if want and t is not None]
     gradients = iter(torch.autograd.grad(z, inputs, dz, create_graph=True))
     dx, dweight, dbias = (next(gradients) if want else None for want in wanted[:3])
     dresidual = dz if residual is None else next(gradients)
-    return dx, dweight, dbias, dresidual if wanted[3] else None
+    return dx, dweight, dbias, None, None, None, dresidual if wanted[3] else None
 
 
 @torch.library.custom_op("batchnorm::normalize_by_batch", mutates_args=(), device_types="cpu")
@@ -88,13 +89,13 @@ def operator(
     x: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
-    residual: Tensor | None,
     eps: float,
     activation: str | None,
     slope: float,
+    residual: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return z, (mean, unbiased var) and (mean, rstd) for the backward: the kernel for compilers and exporters."""
-    dense, how = _coerced(x, _transform(weight, bias, residual, eps, activation, slope))
+    dense, how = _coerced(x, Transform(weight, bias, eps, _named(activation), slope, residual))
     (z, batch, _), saved = bindings.forward(dense, how)
     assert batch is not None  # without running statistics there is one
     return (z if dense is x else torch.empty_like(x).copy_(z)), batch, saved
@@ -106,13 +107,13 @@ def _normalize_by_batch_backward(
     x: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
-    residual: Tensor | None,
     saved: Tensor,
     activation: str | None,
     slope: float,
+    residual: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients of x, weight, bias and residual. Without a residual the last is empty."""
-    how = _transform(weight, bias, residual, 0.0, activation, slope)
+    how = Transform(weight, bias, 0.0, _named(activation), slope, residual)  # the backward has eps in rstd
     dx, dweight, dbias, dresidual = _backward(dz, x, how, saved, True, residual is not None)
     assert dx is not None  # it was wanted
     return _like(dx, x), dweight, dbias, x.new_empty(0) if dresidual is None else _like(dresidual, x)
@@ -124,15 +125,8 @@ def _like(gradient: Tensor, x: Tensor) -> Tensor:
     return torch.empty_like(x).copy_(gradient)
 
 
-def _transform(
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    eps: float,
-    activation: str | None,
-    slope: float,
-) -> Transform:
-    return Transform(weight, bias, eps, cast(Activation | None, activation), slope, residual)
+def _named(activation: str | None) -> Activation | None:
+    return cast(Activation | None, activation)  # an operator's schema has no Literal
 
 
 def _backward(dz: Tensor, x: Tensor, how: Transform, saved: Tensor, want_dx: bool, want_dresidual: bool) -> Gradients:
@@ -176,7 +170,14 @@ def _(x: Tensor, *_: object) -> tuple[Tensor, ...]:
 
 @_normalize_by_batch_backward.register_fake
 def _(
-    _dz: Tensor, x: Tensor, _weight: object, _bias: object, residual: Tensor | None, *_: object
+    _dz: Tensor,
+    x: Tensor,
+    _weight: object,
+    _bias: object,
+    _saved: object,
+    _activation: object,
+    _slope: object,
+    residual: Tensor | None,
 ) -> tuple[Tensor, ...]:
     dweight, dbias = (x.new_empty(x.shape[1], dtype=torch.float32) for _ in range(2))
     return torch.empty_like(x), dweight, dbias, x.new_empty(0) if residual is None else torch.empty_like(x)
@@ -184,18 +185,18 @@ def _(
 
 def _set_up_context(ctx, inputs, output):
     x, *how = inputs
-    _save(ctx, x, _transform(*how), output[2])
+    _save(ctx, x, Transform(*how), output[2])
 
 
 def _operator_gradients(ctx, dz, *_):
-    return *_gradients(ctx, dz, _operator_backward), None, None, None
+    return _gradients(ctx, dz, _operator_backward)
 
 
 def _operator_backward(
     dz: Tensor, x: Tensor, how: Transform, saved: Tensor, _want_dx: bool, want_dresidual: bool
 ) -> Gradients:
-    tensors = (how.weight, how.bias, how.residual, saved)
-    dx, dweight, dbias, dresidual = _normalize_by_batch_backward(dz, x, *tensors, how.activation, how.slope)
+    settings = (how.activation, how.slope, how.residual)
+    dx, dweight, dbias, dresidual = _normalize_by_batch_backward(dz, x, how.weight, how.bias, saved, *settings)
     return Gradients(dx, dweight, dbias, dz if want_dresidual and how.residual is None else dresidual)
 
 

@@ -41,8 +41,7 @@ def normalize_by_batch(x: Tensor, how: Transform) -> tuple[Tensor, Tensor, Tenso
         assert batch is not None  # without running statistics there is one
         return z, batch[0], batch[1]
     if _operator_supports(x, how.residual, weight, bias):
-        settings = (how.eps, how.activation, how.slope)
-        z, batch, _ = autograd.operator(x, weight, bias, how.residual, *settings)
+        z, batch, _ = autograd.operator(x, *how)
         return z, batch[0], batch[1]
     y, mean, var = fallback.normalize_by_batch(x, how)
     return finish(y, how), mean, var
