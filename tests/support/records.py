@@ -61,3 +61,11 @@ def longest_cells():
 def evaluation(top1, crops=1):
     """Return the row of one evaluation of bn-x5."""
     return {"name": "bn-x5", "runs": ["bn-x5, seed 1"], "crops": crops, "size": 28, "top1": top1, "top5": 1.0}
+
+
+# Choices of runs that figures and tables must take, by what is particular about each.
+CHOICES = {
+    "no plain network": [record("bn-x5", 0.9)],
+    "all diverged": [record("inception", 0.5, diverged=100), record("inception-x5", 0.5, diverged=200)],
+    "ensemble": [record(f"ensemble-{number}", 0.9) for number in range(1, 7)],
+}

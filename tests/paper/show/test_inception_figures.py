@@ -2,7 +2,7 @@
 
 import pytest
 from PIL import Image
-from support.records import comparison, record
+from support.records import CHOICES, comparison
 
 from batchnorm.paper.show.inception_figures import figure2
 from batchnorm.paper.show.styles import VARIANT_STYLES
@@ -21,14 +21,6 @@ def test_figure2_is_drawn_as_png_and_svg(tmp_path):
     assert svg.read_text().startswith("<?xml")
 
 
-@pytest.mark.parametrize(
-    "records",
-    [
-        [record("bn-x5", 0.9)],
-        [record("inception", 0.5, diverged=100), record("inception-x5", 0.5, diverged=200)],
-        [record(f"ensemble-{number}", 0.9) for number in range(1, 7)],
-    ],
-    ids=["no plain network", "all diverged", "ensemble"],
-)
+@pytest.mark.parametrize("records", CHOICES.values(), ids=CHOICES)
 def test_any_choice_of_runs_is_drawn(records, tmp_path):
     assert all(path.stat().st_size > 1000 for path in figure2(records, tmp_path))

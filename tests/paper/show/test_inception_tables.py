@@ -1,20 +1,12 @@
 """Figs. 3 and 4 as tables, from the records of any choice of runs."""
 
 import pytest
-from support.records import comparison, evaluation, record
+from support.records import CHOICES, comparison, evaluation, record
 
 from batchnorm.paper.show.inception_tables import fig3_table, fig4_table
 
 
-@pytest.mark.parametrize(
-    "records",
-    [
-        [record("bn-x5", 0.9)],
-        [record("inception", 0.5, diverged=100), record("inception-x5", 0.5, diverged=200)],
-        [record(f"ensemble-{number}", 0.9) for number in range(1, 7)],
-    ],
-    ids=["no plain network", "all diverged", "ensemble"],
-)
+@pytest.mark.parametrize("records", CHOICES.values(), ids=CHOICES)
 def test_any_choice_of_runs_has_a_line_a_variant(records):
     assert len(fig3_table(records)) == 1 + len({r.job.variant.name for r in records})
 
