@@ -207,7 +207,7 @@ def _row(network: Network, layer: nn.Module, calls: list[fx.Node]) -> FuseRow:
 def _fuse_followers(network: Network, layer: nn.Module, calls: list[fx.Node], name: str) -> FuseRow:
     """Put one layer in the place of a normalization and of what follows each of its calls."""
     followers = [_followers(network, call) for call in calls]
-    activation, reason = followers[0].activation, "".join([each.reason for each in followers if each.reason][:1])
+    activation, reason = followers[0].activation, next((each.reason for each in followers if each.reason), "")
     if any(each.activation != activation for each in followers):
         activation, reason = _Activation(), reason or "its calls are followed by different activations"
     _swap(network, layer, _fused(layer, activation))
