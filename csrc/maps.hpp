@@ -266,12 +266,6 @@ void inference_maps(const Inference& f, const Affine* k, Streaming streaming, Ad
     });
 }
 
-// Calls run(streaming, adds) with flags that the compiler knows if the activation is cheap.
-template <Activation A, class Run>
-void with_flags(const Problem& p, bool streaming, const Run& run) {
-    with_flag<A>(p.residual, [&](auto adds) { with_flag<A>(streaming, [&](auto streams) { run(streams, adds); }); });
-}
-
 template <class T, Activation A>
 void forward_maps(const Forward& f, bool streaming) {
     with_flags<A>(f, streaming, [&](auto streams, auto adds) { forward_maps<T, A>(f, streams, adds); });
@@ -279,7 +273,8 @@ void forward_maps(const Forward& f, bool streaming) {
 
 template <class T, Activation A>
 void backward_maps(const Backward& b, bool streaming) {
-    with_flags<A>(b, streaming, [&](auto streams, auto adds) { backward_maps<T, A>(b, streams, adds); });
+    with_residual<A>(
+        b, [&](auto adds) { with_flag<A>(streaming, [&](auto streams) { backward_maps<T, A>(b, streams, adds); }); });
 }
 
 template <class T, Activation A>

@@ -54,6 +54,19 @@ void with_flag(bool flag, const Body& body) {
     else body(std::false_type{});
 }
 
+// Calls body(streaming, adds) with such flags.
+template <Activation A, class Body>
+void with_flags(const Problem& p, bool streaming, const Body& body) {
+    with_flag<A>(p.residual, [&](auto adds) { with_flag<A>(streaming, [&](auto streams) { body(streams, adds); }); });
+}
+
+// Calls body(adds) for a backward. Without an activation it never reads the residual, because the slope is 1.
+template <Activation A, class Body>
+void with_residual(const Backward& b, const Body& body) {
+    if constexpr (A == Activation::none) body(std::false_type{});
+    else with_flag<A>(b.residual, body);
+}
+
 // y = BN(x) + residual, given x - mean.
 template <int N, class T, class Adds>
 inline Vec<float, N> preactivation(Vec<float, N> d, const Input<T, Adds>& from, int64_t at, const Coefficients<N>& k) {

@@ -241,11 +241,9 @@ template <class T, Activation A>
 void normalize_rows(const Problem& p, const Rows& r, bool back, bool streaming, const Scratch& s, const void* x,
                     void* z) {
     const T* residual = static_cast<const T*>(p.residual);
-    with_flag<A>(residual, [&](auto adds) {
-        with_flag<A>(streaming, [&](auto streams) {
-            const Input<T, decltype(adds)> from{static_cast<const T*>(x), residual, nullptr, adds};
-            normalize_rows<T, A>(p, r, back, streams, s, from, static_cast<T*>(z));
-        });
+    with_flags<A>(p, streaming, [&](auto streams, auto adds) {
+        const Input<T, decltype(adds)> from{static_cast<const T*>(x), residual, nullptr, adds};
+        normalize_rows<T, A>(p, r, back, streams, s, from, static_cast<T*>(z));
     });
 }
 
@@ -353,13 +351,11 @@ bool backward_rows(const Backward& b, bool streaming) {
     for (int64_t c = 0; c < b.c; ++c) s.set(r, c, affine(b, c, b.mean[c], b.rstd[c]));
     const T *x = static_cast<const T*>(b.x), *dz = static_cast<const T*>(b.dz);
     const T* residual = static_cast<const T*>(b.residual);
-    const auto run = [&](auto adds) {
+    with_residual<A>(b, [&](auto adds) {
         const Input<T, decltype(adds)> from{x, residual, dz, adds};
         sum_gradients<T, A>(b, r, s, from);
         if (b.dx) with_flag<A>(streaming, [&](auto streams) { write_gradients<T, A>(b, r, s, streams, from); });
-    };
-    if constexpr (A == Activation::none) run(std::false_type{});  // the slope is 1 wherever y is
-    else with_flag<A>(residual, run);
+    });
     return true;
 }
 
