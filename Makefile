@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 SOURCES := pyproject.toml $(wildcard CMakeLists.txt csrc/*)
 
-.PHONY: mnist inception test torture fuzz lint bench clean
+.PHONY: mnist inception test torture fuzz gpu lint bench clean
 
 mnist: $(VENV)/paper
 	$(VENV)/bin/batchnorm mnist
@@ -21,6 +21,12 @@ torture: $(VENV)/lint
 # Give the readers of files random bytes, a minute each. FUZZ="idx --seconds 600 --keep" gives options.
 fuzz: $(VENV)/fuzz
 	PYTHONPATH=tests $(VENV)/bin/python -m fuzz $(FUZZ)
+
+# On a machine with a CUDA device: the tests of the library, and a training step there against torch's.
+gpu: $(VENV)/lint
+	$(VENV)/bin/python -c "import torch; assert torch.cuda.is_available(), 'make gpu wants a CUDA device'"
+	$(VENV)/bin/pytest tests/test_*.py tests/kernels tests/graph tests/algorithm2
+	$(BENCH)/bench_cuda.py --out $(OUT)/cuda.json
 
 lint: $(VENV)/lint
 	$(VENV)/bin/ruff check

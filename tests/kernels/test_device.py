@@ -38,32 +38,37 @@ def test_a_layer_on_a_device_launches_at_most_two_operations_more_than_torchs(op
 INTERPRETED = """
 import torch
 from batchnorm.kernels import device, fallback
+from batchnorm.kernels.bindings import Running
 
-def move(by, count, mean, var, batch, momentum):
-    if by == "triton":
-        device.launch(mean, var, count, *batch, momentum)
-    else:
-        finite = fallback.update_on_device(mean, var, *batch, momentum)
-        count.add_(finite)
+EPS, VALUES = 1e-3, 9
 
-device.BLOCK = 16  # several blocks, the last incomplete
 for channels in (1, 16, 37):
     for dtype in (torch.float32, torch.float64):
         for momentum in (0.0, 0.1, 0.75, 1.0):
             for bad in (None, torch.inf, torch.nan):
-                batch = torch.randn(2, channels)
+                mean, var = torch.randn(channels), torch.rand(channels) + 0.1
                 if bad is not None:
-                    batch[1, -1] = bad
+                    mean[-1] = bad
                 found = []
                 for by in ("triton", "torch"):
                     torch.manual_seed(0)
-                    state = torch.tensor(5), *torch.randn(2, channels, dtype=dtype)
-                    move(by, *state, batch, momentum)
+                    state = *torch.randn(2, channels, dtype=dtype), torch.tensor(5)
+                    if by == "triton":
+                        running = Running(*state[:2], momentum, state[2])
+                        device.launch(running, mean, (var + EPS).rsqrt(), EPS, VALUES)
+                    else:
+                        finite = fallback.update_on_device(*state[:2], mean, var * VALUES / (VALUES - 1), momentum)
+                        state[2].add_(finite)
                     found.append(state)
-                assert found[0][0] == found[1][0] == (6 if bad is None else 5)
+                assert found[0][2] == found[1][2] == (6 if bad is None else 5)
                 for ours, theirs in zip(*found):
-                    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
-device.launch(*torch.zeros(2, 4), None, torch.ones(4), torch.ones(4), 1.0)  # without a count
+                    torch.testing.assert_close(ours, theirs, rtol=2e-6, atol=2e-6)
+flat = torch.ones(4), torch.full((4,), EPS).rsqrt()  # a variance of 0 does not become negative
+running = Running(*torch.zeros(2, 4), 1.0)  # without a count
+device.launch(running, *flat, EPS, VALUES)
+assert (running.mean == 1).all() and (running.var >= 0).all() and (running.var < 1e-9).all()
+device.launch(running, flat[0], torch.zeros(4), EPS, VALUES)  # a variance that overflowed
+assert (running.var < 1e-9).all()
 """
 
 
@@ -92,9 +97,10 @@ from batchnorm.kernels import device
 kernel = device._kernel()
 for running in ("*fp32", "*fp64"):
     for counted in (True, False):
-        types = [running, running, "*i64" if counted else running, "*fp32", "*fp32", "fp32", "i32"]
+        numbers = ["fp32", "fp32", "fp32", "i32"]
+        types = [running, running, "*i64" if counted else running, "*fp32", "*fp32", *numbers]
         signature = dict(zip(kernel.arg_names, (*types, "constexpr", "constexpr"), strict=True))
-        source = ASTSource(kernel, signature, constexprs={"counted": counted, "block": device.BLOCK})
+        source = ASTSource(kernel, signature, constexprs={"counted": counted, "block": 1024})
         assert "cubin" in compile(source, target=GPUTarget("cuda", 80, 32)).asm
 """
 

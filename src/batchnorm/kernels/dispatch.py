@@ -57,7 +57,12 @@ def normalize_and_track(x: Tensor, how: Transform, running: Running) -> tuple[Te
     # One check of everything, then one call. After a kernel has streamed a large tensor, the caches hold nothing of the
     # interpreter, and each further call from Python takes several times its usual time.
     per_channel = (how.weight, how.bias, running.mean, running.var)
-    if _kernel_supports(x, 1, how.residual, *per_channel) and _kernel_tracks(running):
+    if x.is_cuda:
+        if _is_eager(x, how.residual, *per_channel) and device.supports(x, running):
+            check_batch(x, how.eps)
+            check_residual(x, how.residual)
+            return finish(device.normalize_and_track(x, _with_wide_affine(x, how), running), how), None
+    elif _kernel_supports(x, 1, how.residual, *per_channel) and _kernel_tracks(running):
         check_batch(x, how.eps)
         z, _, finite = autograd.eager(x, how, running)
         return z, finite

@@ -37,7 +37,9 @@ def update_on_device(
     running_mean: Tensor, running_var: Tensor, mean: Tensor, var: Tensor, momentum: float | Tensor
 ) -> Tensor:
     """Move the running statistics in place if the batch is finite. Decide on the device, without synchronization."""
-    finite = (mean - mean == var - var).all()  # 0 is 0. Infinity minus itself is NaN, which equals nothing
+    # 0 times infinity or NaN is NaN, which equals nothing. `mean - mean` is no such test: on GPUs torch.compile fuses
+    # a * b - a * b into one multiply-add, which gives the rounding error.
+    finite = (mean * 0 == var * 0).all()
     for running, batch in ((running_mean, mean), (running_var, var)):
         target = torch.where(finite, batch.to(running.dtype), running)
         running.copy_(torch.lerp(running, target, momentum))  # vmap has no lerp_
