@@ -24,11 +24,13 @@ WINGS = [
     "layers",
     "graph",
     "algorithm2",
+    "page",
     "paper.training",
     "paper.images",
     "paper.mnist",
     "paper.inception",
     "paper.show",
+    "paper.trial",
     "cli",
 ]
 ENTRANCES = {"", "__main__", "paper"}  # the package itself names what is public

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from ...page.html import Section, html_table, write_page
 from ..inception.comparison import Record, band, by_variant
 from .chart import Chart, Curve, Spread, html_charts
-from .html import Section, html_table, write_page
 from .inception_tables import FIG3_TITLE, FIG4_TITLE, fig3_table, fig4_table
 from .styles import VARIANT_STYLES
 
@@ -29,7 +29,9 @@ def write_inception_report(records: Sequence[Record], folder: Path) -> Path:
         Section(FIG3_TITLE, html_table(FIG3_TITLE, fig3_table(records))),
         Section(FIG4_TITLE, html_table(FIG4_TITLE, fig4_table(records))),
     ]
-    return write_page(folder, "Batch Normalization: Figures 2 to 4", _ABOUT, sections, f"Settings: {settings}.")
+    return write_page(
+        folder / "report.html", "Batch Normalization: Figures 2 to 4", _ABOUT, sections, f"Settings: {settings}."
+    )
 
 
 def _chart(records: Sequence[Record]) -> Chart:

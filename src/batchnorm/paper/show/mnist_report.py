@@ -7,10 +7,10 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from ...page.html import Section, html_table, write_page
 from ..mnist.records import ARMS, LABELS, PERCENTILES, series
 from ..training.rows import Row
 from .chart import Chart, Curve, Spread, html_charts
-from .html import Section, html_table, write_page
 from .mnist_figures import accuracy_floor
 from .mnist_tables import STEPS_TITLE, steps_table
 from .styles import ARM_STYLES, PERCENTILE_DASHES, Style
@@ -32,7 +32,9 @@ def write_mnist_report(rows: list[Row], settings: dict[str, Any], folder: Path) 
         Section("Figure 1: test accuracy, and the input of one sigmoid", html_charts(_charts(rows))),
         Section(STEPS_TITLE, html_table(STEPS_TITLE, steps_table(rows))),
     ]
-    return write_page(folder, "Batch Normalization on MNIST: Figure 1", _ABOUT, sections, f"Settings: {listed}.")
+    return write_page(
+        folder / "report.html", "Batch Normalization on MNIST: Figure 1", _ABOUT, sections, f"Settings: {listed}."
+    )
 
 
 def _flat(settings: dict[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -9,7 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import NamedTuple
 
-from ...atomic import write_atomically
+from ..atomic import write_atomically
 
 STYLE = Path(__file__).with_name("page.css")
 SCRIPT = Path(__file__).with_name("chart.js")
@@ -22,11 +22,11 @@ class Section(NamedTuple):
     content: str
 
 
-def write_page(folder: Path, title: str, about: str, sections: Sequence[Section], settings: str) -> Path:
-    """Write `report.html` into `folder` and return its path. The page contains everything that it needs.
+def write_page(path: Path, title: str, about: str, sections: Sequence[Section], settings: str) -> Path:
+    """Write a page to the file `path` and return it. The page contains everything that it needs.
 
     Arguments:
-        folder: an existing folder.
+        path: a file in an existing folder.
         title: title of the page, plain text.
         about: first paragraph, HTML.
         sections: the parts between the first and the last paragraph.
@@ -37,7 +37,6 @@ def write_page(folder: Path, title: str, about: str, sections: Sequence[Section]
     """
     parts = "\n".join(f"<section>\n<h2>{escape(head)}</h2>\n{content}\n</section>" for head, content in sections)
     body = f"<h1>{escape(title)}</h1>\n<p>{about}</p>\n{parts}\n<p>{escape(settings)}</p>"
-    path = folder / "report.html"
     # A name of a file may have bytes that are not UTF-8.
     write_atomically(path, _page(escape(title), body).encode(errors="backslashreplace"))
     return path
