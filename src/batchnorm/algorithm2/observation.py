@@ -48,13 +48,13 @@ def observe(
     estimates = {name: Estimate.empty(tracked.mean) for name, tracked in layers.items()}
     left_out: list[str] = []
     seen: Seen = []
-    with _on_batch_statistics(model, layers, seen):
+    with on_batch_statistics(model, layers), _recording(layers, seen):
         for index, batch in enumerate(batches):
             seen.clear()
             try:
                 forward(model, batch)
                 _check_finite(seen)
-            except _LeaveOut as reason:
+            except LeaveOut as reason:
                 left_out.append(f"Batch {index} was left out: {reason}.")
                 warnings.warn(left_out[-1], RuntimeWarning, stacklevel=3)
                 continue
@@ -63,7 +63,7 @@ def observe(
     return Observed(estimates, left_out)
 
 
-class _LeaveOut(BaseException):
+class LeaveOut(BaseException):
     """Stop the forward of a batch that must not count.
 
     It is no Exception, because `run_batch` turns every Exception of a network into a BatchNormError.
@@ -71,40 +71,49 @@ class _LeaveOut(BaseException):
 
 
 @contextmanager
-def _on_batch_statistics(model: nn.Module, layers: dict[str, Tracked], seen: Seen) -> Iterator[None]:
+def on_batch_statistics(model: nn.Module, layers: dict[str, Tracked]) -> Iterator[None]:
     """Put the network in eval mode, and take the running statistics away from `layers`.
 
     Without running statistics every kind of BN layer normalizes by the batch, and tracks nothing. SyncBatchNorm does
     not wait for other processes.
     """
-    hooks = []
     try:
-        for name, (layer, _, _) in layers.items():
+        for layer, _, _ in layers.values():
             layer.running_mean = layer.running_var = None
-            hooks.append(layer.register_forward_pre_hook(partial(_record, name, seen), with_kwargs=True))
         with in_eval(model), torch.no_grad(), torch.compiler.set_stance("force_eager"):
             yield
     finally:
-        for hook in hooks:
-            hook.remove()
         for layer, mean, var in layers.values():
             layer.running_mean, layer.running_var = mean, var
+
+
+@contextmanager
+def _recording(layers: dict[str, Tracked], seen: Seen) -> Iterator[None]:
+    """Append the moments of every input of `layers` to `seen`."""
+    hooks = []
+    try:
+        for name, (layer, _, _) in layers.items():
+            hooks.append(layer.register_forward_pre_hook(partial(_record, name, seen), with_kwargs=True))
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _record(name: str, seen: Seen, _layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Append the moments of the input of layer `name` to `seen`."""
     moments = Moments.from_batch(args[0] if args else kwargs["input"])
     if moments.count == 1:
-        raise _LeaveOut(f"it gives {name!r} one value per channel, which has no variance")
+        raise LeaveOut(f"it gives {name!r} one value per channel, which has no variance")
     if moments.count:
         seen.append((name, moments))
 
 
 def _check_finite(seen: Seen) -> None:
-    """Raise `_LeaveOut` if an input had a value that is not finite, which makes m2 not finite.
+    """Raise `LeaveOut` if an input had a value that is not finite, which makes m2 not finite.
 
     Called after the batch, so that the CPU waits for the device once.
     """
     for name, moments in seen:
         if not moments.m2.isfinite().all():
-            raise _LeaveOut(f"the input of {name!r} is not finite")
+            raise LeaveOut(f"the input of {name!r} is not finite")
