@@ -26,7 +26,7 @@ def command(
 
     Args:
         runs: Folders that batchnorm inception made, each of one run or of several.
-        data: Folder with val, as in training, or fashion.
+        data: Folder with val, as in training, or fashion or cifar10.
         crops: Crops of each image: 1 takes the center, 144 the paper's (4 scales, 3 squares, 6 crops, mirrored).
         fold: Fold the batch normalization into the other layers first (Alg. 2, line 11). --no-fold keeps its layers.
         workers: Processes that read images. By default one per core.

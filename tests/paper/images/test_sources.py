@@ -35,7 +35,7 @@ def test_folders_and_shards_hold_the_same_images(tree, shards):
 
 def test_a_missing_folder_is_an_error(tmp_path):
     with pytest.raises(
-        bn.BatchNormError, match=r"--data .* is not a folder; wanted one with train and val, or fashion"
+        bn.BatchNormError, match=r"--data .* is not a folder; wanted one with train and val, or fashion, cifar10"
     ):
         open_images(str(tmp_path / "nowhere"), "train")
 

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import sys
-import urllib.request
-from http.client import HTTPException
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ...errors import BatchNormError, DownloadError
-from ...escape import printable
+from ...errors import BatchNormError
 from ...files import is_regular
+from .download import cache_folder, download
 from .idx import read_idx, unpacked
 from .interface import Split, virtual_shards
 
@@ -32,8 +28,6 @@ SHA256 = {
     "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
     "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
 }
-
-
 MOST_BYTES = 16 + 60_000 * 28 * 28  # of the largest file, unpacked
 
 
@@ -73,39 +67,18 @@ def find_file(name: str) -> Path:
         BatchNormError: the checksum of a file that is there differs.
         DownloadError: the download failed, or its checksum differs.
     """
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "batchnorm" / "fashion-mnist"
-    for folder in (DEBIAN, cache):
-        if is_regular(folder / f"{name}.gz"):
-            return _verified(folder / f"{name}.gz", name)
-    return _download(name, cache)
+    cache = cache_folder("fashion-mnist")
 
+    def check(path: Path) -> None:
+        with unpacked(path) as file:
+            content = file.read(MOST_BYTES)
+        if hashlib.sha256(content).hexdigest() != SHA256[name]:
+            raise BatchNormError(f"{path} is not Fashion-MNIST's {name}: its checksum differs; remove or replace it")
 
-def _download(name: str, cache: Path) -> Path:
-    url = f"{HOME}{name}.gz"
-    print(f"Downloading {url} into {printable(cache)}", flush=True)
-    partial = cache / f"{name}.{os.getpid()}.partial"  # Several processes may download at the same time.
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        urllib.request.urlretrieve(url, partial, _print_percent)
-        return _verified(partial, name).replace(cache / f"{name}.gz")
-    except (OSError, HTTPException, BatchNormError) as error:
-        raise DownloadError(
-            f"Fashion-MNIST is neither in {DEBIAN} nor in {cache}, and the download failed: {error}. Install Debian's "
-            f"dataset-fashion-mnist, or put its four .gz files into {cache}."
-        ) from error
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _print_percent(blocks: int, block_size: int, size: int) -> None:
-    done = blocks * block_size
-    percent = min(100, 100 * done // size) if size > 0 else 0
-    print(f"\r{percent} % of {size / 1e6:.1f} MB", end="\n" if done >= size else "", file=sys.stderr, flush=True)
-
-
-def _verified(path: Path, name: str) -> Path:
-    with unpacked(path) as file:
-        content = file.read(MOST_BYTES)
-    if hashlib.sha256(content).hexdigest() != SHA256[name]:
-        raise BatchNormError(f"{path} is not Fashion-MNIST's {name}: its checksum differs; remove or replace it")
-    return path
+    for path in (DEBIAN / f"{name}.gz", cache / f"{name}.gz"):
+        if is_regular(path):
+            check(path)
+            return path
+    missing = f"Fashion-MNIST is neither in {DEBIAN} nor in {cache}"
+    advice = f"Install Debian's dataset-fashion-mnist, or put its four .gz files into {cache}."
+    return download(f"{HOME}{name}.gz", cache / f"{name}.gz", check, missing, advice)

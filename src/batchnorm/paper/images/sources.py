@@ -1,4 +1,4 @@
-"""Open the images that `--data` names: class folders, WebDataset shards or Fashion-MNIST."""
+"""Open the images that `--data` names: class folders, WebDataset shards, or a data set of `NAMED`."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ...errors import BatchNormError
+from .cifar10 import Cifar10Images
 from .fashion import FashionImages
 from .folders import FolderImages
 from .interface import Images, Split
 from .shards import ShardImages, numbered_classes
 
 INDEX = "shards-{}.npz"  # by split
+NAMED = {"fashion": FashionImages, "cifar10": Cifar10Images}
 
 
 def open_both(data: str, index: Path | None = None) -> tuple[Images, Images]:
@@ -25,18 +27,18 @@ def open_images(data: str, split: Split, index: Path | None = None) -> Images:
     """Open the images of one split.
 
     Arguments:
-        data: "fashion", or a folder with train and val, as class folders or as shards.
+        data: a name in `NAMED`, or a folder with train and val, as class folders or as shards.
         split: "train" or "val".
         index: a folder in which `save_index` has written the index of the shards, if any.
 
     Raises:
         BatchNormError: there is nothing to read; a class is empty; a shard is damaged.
     """
-    if data == "fashion":
-        return FashionImages(split)
+    if data in NAMED:
+        return NAMED[data](split)
     folder = Path(data)
     if not folder.is_dir():
-        raise BatchNormError(f"--data {data} is not a folder; wanted one with train and val, or fashion")
+        raise BatchNormError(f"--data {data} is not a folder; wanted one with train and val, or {', '.join(NAMED)}")
     shards = sorted(folder.glob(f"{split}-*.tar")) or sorted((folder / split).glob("*.tar"))
     if shards:
         return ShardImages(shards, index / INDEX.format(split) if index is not None else None, split == "train")
