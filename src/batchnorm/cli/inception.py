@@ -19,16 +19,19 @@ VARIANT = f"The network, one of: {', '.join(get_args(VariantName))}. Leave it ou
 def command(
     config: Annotated[InceptionConfig, tyro.conf.arg(name="")],
     variant: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="[VARIANT]", help=VARIANT)] = None,
+    small: bool = False,
     out: Path | None = None,
     resume: Path | None = None,
 ) -> None:
     """Train Inception and its batch-normalized variants (Sec. 4.2).
 
-    Train one variant, the seven of the comparison ("all"), or the six of the ensemble ("ensemble"), on ImageNet or on
-    smaller images. Each variant gets a run folder with config.json, metrics.jsonl and its two newest checkpoints.
-    Ctrl-C stops with a checkpoint.
+    Train one variant, the seven of the comparison ("all"), the six of the ensemble ("ensemble"), or the parts of the
+    recipe ("recipe"), on ImageNet or on smaller images. Each variant gets a run folder with config.json, metrics.jsonl
+    and its two newest checkpoints. Ctrl-C stops with a checkpoint.
 
         batchnorm inception all --data fashion
+        batchnorm inception recipe --data cifar10
+        batchnorm inception all --data /data/small-images --small
         batchnorm inception bn-x30 --data /data/imagenet
         batchnorm inception --resume runs/inception-1
         torchrun --nproc-per-node 8 -m batchnorm inception bn-x30 --data /data/imagenet --out runs/x30
@@ -39,6 +42,7 @@ def command(
     Args:
         config: The settings that decide the numbers.
         variant: The name of a variant.
+        small: Take the small network and the settings of cifar10, for a folder of small images.
         out: Folder for the results, new or empty. By default runs/inception-1, or the next free number.
         resume: Continue this run, or all runs in this folder, with their own settings.
             On the CPU, with as many processes, the records become the same, to the bit, as without the stop.
@@ -46,11 +50,14 @@ def command(
     import torch
 
     from ..paper.inception.jobs import choose_jobs
+    from ..paper.inception.presets import with_small_network
     from ..paper.training.processes import cores_each, joined
     from .inception_training import train_jobs
 
     warn_without_kernels()
     keep_memory()
+    if small:
+        config = with_small_network(config)
     with joined() as processes:
         jobs = processes.share(lambda: choose_jobs(variant, config, out, resume))
         torch.set_num_threads(jobs[0].config.threads or cores_each())

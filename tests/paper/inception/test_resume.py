@@ -43,6 +43,21 @@ def test_resuming_after_kill_9_gives_the_same_bits(tree, tmp_path, finished, see
     assert_same_bits(resume(job), finished)
 
 
+def test_color_shards_through_the_command_resume_after_kill_9_to_the_same_bits(shards, tmp_path):
+    arguments = ["inception", "only-rate", "--data", shards, "--small", "--steps", 24, "--eval-every", 6]
+    arguments += ["--batch-size", 16, "--workers", 0, "--threads", 1, "--checkpoint-minutes", 1e-6]
+    whole = start(*arguments, "--out", tmp_path / "whole")
+    whole.join()
+    killed = start(*arguments, "--out", tmp_path / "killed")
+    wait_for_rows(killed.is_alive, tmp_path / "killed", 2)
+    killed.kill()
+    killed.join()
+    assert load_checkpoint(Run(tmp_path / "killed"))["step"] < 24
+    start("inception", "--resume", tmp_path / "killed").join()
+    assert_same_bits(Run(tmp_path / "killed"), Run(tmp_path / "whole"))
+    assert load_checkpoint(Run(tmp_path / "whole"))["channels"] == 3
+
+
 def test_ctrl_c_ends_with_a_checkpoint_and_says_how_to_resume(tree, tmp_path):
     folder = tmp_path / "run"
     process = start("inception", "bn-x5", *options(tree, folder, steps=5000), output=tmp_path / "output")
@@ -66,7 +81,7 @@ def test_divergence_ends_the_run_with_a_record(diverged):
     last = diverged.rows()[-1]
     assert last["diverged"] is True
     assert last["loss"] is None
-    assert 0 < last["step"] < 12
+    assert 0 < last["step"] < 24
     (record,) = read_records([diverged.folder])
     assert record.diverged == last["step"]
 

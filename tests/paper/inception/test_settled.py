@@ -41,11 +41,6 @@ def test_each_variant_is_settled_once(monkeypatch):
     assert seen == [f"ensemble-{number}" for number in range(1, 7)]
 
 
-def test_the_defaults_for_fashion_are_a_small_network():
-    small = settled(InceptionConfig("fashion"), BN_X5)
-    assert (small.size, small.width, small.steps) == (28, 1 / 8, 3000)
-
-
 def test_the_defaults_for_other_images_are_the_papers():
     large = settled(InceptionConfig("/imagenet"), BN_X5)
     assert (large.size, large.width, large.steps, len(large.modules)) == (224, 1.0, 6_000_000, 10)
@@ -55,7 +50,7 @@ def test_the_defaults_for_other_images_are_the_papers():
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (InceptionConfig(), "name the images: --data FOLDER, or --data fashion"),
+        (InceptionConfig(), "name the images: --data FOLDER, or one of fashion, cifar10"),
         (InceptionConfig("fashion", steps=0), "--steps must be an integer from 1 to 1,000,000,000,000; got 0"),
         (InceptionConfig("fashion", batch_size=1), "--batch-size must be an integer from 2 to 1,000,000; got 1"),
         (

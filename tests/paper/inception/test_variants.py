@@ -3,6 +3,7 @@
 import pytest
 
 from batchnorm.paper.inception.variants import (
+    ALONE,
     BN_BASELINE,
     BN_X5,
     BN_X5_SIGMOID,
@@ -12,6 +13,8 @@ from batchnorm.paper.inception.variants import (
     INCEPTION,
     INCEPTION_SIGMOID,
     INCEPTION_X5,
+    KEEPS,
+    RECIPE,
     learning_rate,
     rescaled,
 )
@@ -29,7 +32,35 @@ def test_the_variants_are_those_of_section_4_2_2():
     assert delta(INCEPTION_X5, INCEPTION) == {"lr": pytest.approx(0.0075)}
     assert delta(INCEPTION_SIGMOID, INCEPTION) == {"activation": "sigmoid"}
     assert (BN_X5.lr, BN_X5.batch_norm) == (pytest.approx(0.0075), True)
-    assert len(BY_NAME) == 13
+    assert len(BY_NAME) == 27
+
+
+# The recipe of Sec. 4.2.1, by hand: each part's setting in BN-baseline and in BN-x5.
+PARTS = {
+    "lr": (0.0015, 0.0075),
+    "dropout": (0.4, 0.0),
+    "weight_decay": (2e-4, 4e-5),
+    "decay_every": (8.0, 8 / 6),
+    "lrn": (True, False),
+    "within_shard_shuffle": (False, True),
+    "distortion": ("strong", "weak"),
+}
+
+
+@pytest.mark.parametrize(
+    ("members", "base", "which"), [(ALONE, BN_BASELINE, 1), (KEEPS, BN_X5, 0)], ids=["alone", "keeps"]
+)
+def test_each_part_of_the_recipe_differs_from_its_base_in_one_field(members, base, which):
+    found = [delta(member, base) for member in members]
+    assert all(len(change) == 1 for change in found)
+    merged = {name: value for change in found for name, value in change.items()}
+    assert list(merged) == list(PARTS)
+    assert merged == {name: pytest.approx(values[which]) for name, values in PARTS.items()}
+
+
+def test_the_group_of_the_recipe_has_its_bases_and_the_plain_network():
+    assert (INCEPTION, BN_BASELINE, BN_X5, *ALONE, *KEEPS) == RECIPE
+    assert len(RECIPE) == 17
 
 
 def test_the_ensemble_is_six_networks_on_bn_x30():

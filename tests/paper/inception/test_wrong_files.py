@@ -104,7 +104,7 @@ def test_a_setting_of_a_run_out_of_bounds_is_one_line(folder, tree, command, nam
         ({"variant": "resnet"}, ": variant must be one of inception, bn-baseline"),
         ({"variant": ["bn-x5"]}, ": variant must be one of inception, bn-baseline"),
         ({"variant": ...}, ": variant must be one of inception, bn-baseline"),
-        ({"data": ""}, ': data must be a folder, or fashion; got ""'),
+        ({"data": ""}, ': data must be a folder, or one of fashion, cifar10; got ""'),
         ({"seed": ...}, " has other settings than this version of batchnorm: it lacks 'seed'"),
         ({"color": 1}, " has other settings than this version of batchnorm: it has 'color' = 1"),
     ],

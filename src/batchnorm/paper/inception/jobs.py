@@ -14,12 +14,13 @@ from ..training.run import Run, check_folder, new_folder
 from ..training.settings import saved_settings
 from ..training.validation import shown
 from .config import InceptionConfig, VariantName
+from .presets import PRESETS
 from .settled import EXPERIMENT, Settled, check_network, run_digest, settled
-from .variants import BY_NAME, ENSEMBLE, VARIANTS, Variant
+from .variants import BY_NAME, ENSEMBLE, RECIPE, VARIANTS, Variant
 
 CHECKPOINT = "training"  # name in the run folder
 EVALUATIONS = "evaluations.jsonl"  # one row for each evaluated run or ensemble
-GROUPS = {"all": VARIANTS, "ensemble": ENSEMBLE}
+GROUPS = {"all": VARIANTS, "ensemble": ENSEMBLE, "recipe": RECIPE}
 NAMES: tuple[str, ...] = get_args(VariantName)
 
 
@@ -112,7 +113,7 @@ def resumed_job(folder: Path) -> Job:
         raise BatchNormError(f"{run.config}: variant must be one of {', '.join(BY_NAME)}; got {shown(name)}")
     config = saved_settings(Settled, saved, run.config, EXPERIMENT, name)
     if not config.data:
-        raise BatchNormError(f'{run.config}: data must be a folder, or fashion; got ""')
+        raise BatchNormError(f'{run.config}: data must be a folder, or one of {", ".join(PRESETS)}; got ""')
     try:
         check_network(config)
     except BatchNormError as error:
@@ -151,7 +152,7 @@ def _has_runs(folder: Path) -> bool:
 
 def _new_job(variant: Variant, config: Settled, out: Path | None) -> Job:
     saved = asdict(config)
-    if config.data != "fashion":
+    if config.data not in PRESETS:
         saved["data"] = str(Path(config.data).resolve())  # The run may be resumed from another folder.
     kept = {"variant": variant.name, **saved}
     run = Run.create(out, EXPERIMENT, kept, run_digest(config, variant))

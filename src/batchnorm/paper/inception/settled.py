@@ -10,14 +10,11 @@ from ...errors import BatchNormError
 from ..training.bounds import Count, Positive
 from ..training.settings import check_settings, digest
 from .config import DecayEvery, InceptionConfig, Size, Width
-from .network import MODULES, SMALL, Inception
-from .variants import DECAY_EVERY, INCEPTION, Variant
+from .network import Inception
+from .presets import PRESETS, preset
+from .variants import Variant
 
 EXPERIMENT = "inception"
-# For Fashion-MNIST. The rate is the plain network's best in the sweep of records/inception-fashion. The decay gives the
-# default run of 1.6 epochs 16 decays, and 96 with the recipe.
-FASHION_LR = 0.04
-FASHION_DECAY_EVERY = 0.1
 
 
 @dataclass(frozen=True)
@@ -45,7 +42,7 @@ def settled(config: InceptionConfig, variant: Variant) -> Settled:
         BatchNormError: the first setting that is of another type or out of bounds.
     """
     if not config.data:
-        raise BatchNormError("name the images: --data FOLDER, or --data fashion for Fashion-MNIST")
+        raise BatchNormError(f"name the images: --data FOLDER, or one of {', '.join(PRESETS)}")
     check_settings(config)
     given = {name: value for name, value in vars(config).items() if value is not None}
     chosen = Settled(**{**_defaults(config, variant), **given})
@@ -66,14 +63,6 @@ def run_digest(config: Settled, variant: Variant) -> str:
 
 def _defaults(config: InceptionConfig, variant: Variant) -> dict[str, object]:
     """Return the values that suit the data and the variant, for the settings that may be None."""
-    fashion = config.data == "fashion"
-    steps = config.steps if config.steps is not None else 3_000 if fashion else variant.steps
-    return {
-        "steps": steps,
-        "lr": FASHION_LR if fashion else INCEPTION.lr,
-        "decay_every": FASHION_DECAY_EVERY if fashion else DECAY_EVERY,
-        "eval_every": max(1, steps // 50),
-        "size": 28 if fashion else 224,
-        "width": 1 / 8 if fashion else 1.0,
-        "modules": SMALL if fashion else MODULES,
-    }
+    chosen = preset(config.data, variant)._asdict()
+    steps = config.steps if config.steps is not None else chosen["steps"]
+    return {**chosen, "eval_every": max(1, steps // 50)}

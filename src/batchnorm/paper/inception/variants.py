@@ -1,4 +1,4 @@
-"""The variants of Sec. 4.2.1 to 4.2.3: the comparison and the ensemble, each a change of the one before."""
+"""The variants of Sec. 4.2: the comparison, the ensemble, and the parts of the recipe, each a change of another one."""
 
 from __future__ import annotations
 
@@ -62,7 +62,29 @@ ENSEMBLE = (
     replace(LARGER, name="ensemble-6", dropout=0.10, per_activation=("5b",)),
 )
 
-BY_NAME = {variant.name: variant for variant in VARIANTS + ENSEMBLE}
+# What each part of the recipe gives, which the paper does not tell: each part alone, then all parts but
+# one, where BN-x5 keeps the setting of BN-baseline.
+ALONE = (
+    replace(BN_BASELINE, name="only-rate", lr=BN_X5.lr),
+    replace(BN_BASELINE, name="only-no-dropout", dropout=BN_X5.dropout),
+    replace(BN_BASELINE, name="only-l2", weight_decay=BN_X5.weight_decay),
+    replace(BN_BASELINE, name="only-decay", decay_every=BN_X5.decay_every),
+    replace(BN_BASELINE, name="only-no-lrn", lrn=BN_X5.lrn),
+    replace(BN_BASELINE, name="only-shuffling", within_shard_shuffle=BN_X5.within_shard_shuffle),
+    replace(BN_BASELINE, name="only-distortions", distortion=BN_X5.distortion),
+)
+KEEPS = (
+    replace(BN_X5, name="keeps-rate", lr=BN_BASELINE.lr),
+    replace(BN_X5, name="keeps-dropout", dropout=BN_BASELINE.dropout),
+    replace(BN_X5, name="keeps-l2", weight_decay=BN_BASELINE.weight_decay),
+    replace(BN_X5, name="keeps-decay", decay_every=BN_BASELINE.decay_every),
+    replace(BN_X5, name="keeps-lrn", lrn=BN_BASELINE.lrn),
+    replace(BN_X5, name="keeps-shuffling", within_shard_shuffle=BN_BASELINE.within_shard_shuffle),
+    replace(BN_X5, name="keeps-distortions", distortion=BN_BASELINE.distortion),
+)
+RECIPE = (INCEPTION, BN_BASELINE, BN_X5, *ALONE, *KEEPS)
+
+BY_NAME = {variant.name: variant for variant in VARIANTS + ENSEMBLE + ALONE + KEEPS}
 
 
 def rescaled(variant: Variant, lr: float, decay_every: float) -> Variant:
