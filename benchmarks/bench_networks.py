@@ -31,6 +31,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from operator import truediv
 from pathlib import Path
 from typing import Any
 
@@ -188,11 +189,13 @@ def measure_steps(options: argparse.Namespace) -> dict[str, Any]:
 
 def summarized(ms: dict[str, list[float]]) -> dict[str, Any]:
     medians = {side: statistics.median(values) for side, values in ms.items()}
-    torchs, fused, bare = medians["torch"], medians["fused"], medians["bare"]
+    # Of the rounds: other users of the machine slow all contenders of a round down, and no ratio of medians is safe.
+    times = {side: statistics.median(map(truediv, ms["torch"], values)) for side, values in ms.items()}
     return {
-        "times_torch": torchs / fused,
-        "bound_no_bn": torchs / medians["no BN"],
-        "left": (fused - bare) / (torchs - bare),  # of what BN and its activation cost in torch
+        "times_torch": times["fused"],
+        "bound_no_bn": times["no BN"],
+        "bound_bare": times["bare"],
+        "left": (1 / times["fused"] - 1 / times["bare"]) / (1 - 1 / times["bare"]),  # of what BN and activation cost
         "medians_ms": medians,
         "ms": ms,
     }
