@@ -67,6 +67,18 @@ class Checkpoint:
         except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError if a write fails
             raise StorageError(f"cannot write {self.path}: {error}. The state before it is kept.") from error
 
+    def remove(self) -> None:
+        """Remove both states, if they exist: those of a training that has ended.
+
+        Raises:
+            StorageError: the folder is read-only.
+        """
+        try:
+            for path in (self.path, self.previous):
+                path.unlink(missing_ok=True)
+        except OSError as error:
+            raise StorageError(f"cannot remove {self.path}: {error}") from error
+
     def load(self) -> dict[str, Any] | None:
         """Return the newest undamaged state, or None if there is no file yet. Code in the file is never run.
 
