@@ -112,7 +112,11 @@ def _curve(chart: Chart, curve: Curve) -> str:
     paths = "".join(_path(chart, curve.steps[run], curve.values[run]) for run in _finite_runs(curve.values))
     lines = _band(chart, curve) + _line(curve.style, paths)
     shape = _marker(curve.style.marker or "o")
-    marks = "".join(_place(chart, curve.steps[index], curve.values[index], shape) for index in _marked(curve))
+    marks = "".join(
+        _place(chart, curve.steps[index], curve.values[index], shape)
+        for index in _marked(curve)
+        if chart.y_range[0] <= curve.values[index] <= chart.y_range[1]
+    )
     if curve.diverged is not None:
         marks += _place(chart, curve.diverged, chart.y_range[0], CROSS)
     steps, shown = " ".join(map(str, curve.steps)), "|".join(_shown(chart, curve))

@@ -32,5 +32,15 @@ VARIANT_STYLES = {
     "ensemble-5": Style("#882255", "-", "D", dark="#D24A94"),
     "ensemble-6": Style("#999933", "-", "X"),
 }
+# By network and factor on the learning rate: the color and the marker tell the network, the line style the rate.
+CONTENDER_STYLES = {
+    ("plain", 0.2): Style("#D55E00", ":"),
+    ("plain", 1.0): Style("#D55E00", "--"),
+    ("plain", 5.0): Style("#D55E00", "-."),
+    ("plain", 30.0): Style("#D55E00", "-"),
+    ("bn", 1.0): Style("#0072B2", "--", "o"),
+    ("bn", 5.0): Style("#0072B2", "-.", "s"),
+    ("bn", 30.0): Style("#0072B2", "-", "^"),
+}
 PERCENTILE_DASHES = {15: ":", 50: "-", 85: "--"}
 MARKERS = 8  # at most, on a line
