@@ -15,6 +15,10 @@ from .algorithm2.insert import insert as insert
 from .algorithm2.recalibrate import RecalibrateResult as RecalibrateResult
 from .algorithm2.recalibrate import RecalibrateRow as RecalibrateRow
 from .algorithm2.recalibrate import recalibrate as recalibrate
+from .diagnosis.doctor import DoctorResult as DoctorResult
+from .diagnosis.doctor import DoctorRow as DoctorRow
+from .diagnosis.doctor import doctor as doctor
+from .diagnosis.finding import Finding as Finding
 from .errors import BatchNormError as BatchNormError
 from .errors import DownloadError as DownloadError
 from .errors import Failure as Failure
@@ -26,6 +30,9 @@ from .layers import BatchNorm2d as BatchNorm2d
 from .layers import BatchNorm3d as BatchNorm3d
 from .memory import keep_memory as keep_memory
 from .moments import Moments as Moments
+from .paper.trial.compare import trial as trial
+from .paper.trial.result import TrialResult as TrialResult
+from .paper.trial.verdict import TrialRow as TrialRow
 
 __version__: str
 __all__: list[str]
