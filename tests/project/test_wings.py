@@ -25,6 +25,7 @@ WINGS = [
     "graph",
     "algorithm2",
     "page",
+    "diagnosis",
     "paper.training",
     "paper.images",
     "paper.mnist",

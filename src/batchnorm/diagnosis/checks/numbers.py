@@ -1,0 +1,160 @@
+"""Momentum, eps and number formats that lose the statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import sqrt
+
+import torch
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..examination import Examination
+from ..finding import Finding, Severity
+from .stale import RECALIBRATE, SMALL
+
+LAST_BATCH = 0.5  # momentum above it: over 58 % of a single batch's noise stays in the running statistics
+LEFT = 0.05  # share of the initial 0 and 1 in the running statistics
+SWAMPED = 0.5  # share of eps under the root
+NOTICEABLE = 0.1
+
+
+def momentum(e: Examination) -> Iterator[Finding]:
+    """Find a momentum that keeps the last batch alone, never moves, or forgets the initial values too slowly.
+
+    Test: with momentum m the running average has m / (2 - m) of the variance of one batch, and (1 - m)^steps of the
+    values that it started from. Threshold: m above 0.5 keeps over half of the noise of the last batch. Frameworks that
+    weigh the old value call 0.9 and 0.99 what is 0.1 and 0.01 here. Over 5 % of the initial values is a finding where
+    the running statistics are in fact off, and toward 0 and 1.
+    """
+    moving = {name: layer for name, layer in e.layers.items() if _moves(layer) and name not in e.kept}
+    last = {n: float(layer.momentum or 0) for n, layer in moving.items() if (layer.momentum or 0) > LAST_BATCH}
+    if last:
+        name, value = max(last.items(), key=lambda item: item[1])
+        noise = sqrt(value / (2 - value)) if value < 2 else 1.0
+        evidence = f"{name}: momentum {value:g} keeps {noise:.0%} of the noise of the last batch"
+        reason = "momentum weighs the new batch here; Keras, Flax and Caffe weigh the old value"
+        remedy = f"momentum={1 - value:.3g} if {value:g} is another framework's, or 0.1; then {RECALIBRATE}"
+        yield Finding("momentum", "warning", tuple(last), evidence, reason, remedy)
+    still = tuple(name for name, layer in moving.items() if layer.momentum == 0)
+    if still:
+        evidence = f"{still[0]}: momentum 0"
+        remedy = "momentum=0.1, or None for the average of all batches"
+        yield Finding("momentum", "warning", still, evidence, "the running statistics never move", remedy)
+    yield from _slow(e, moving)
+
+
+def _slow(e: Examination, moving: dict[str, _BatchNorm]) -> Iterator[Finding]:
+    slow = {name: left for name, layer in moving.items() if (left := _left(layer)) > LEFT and _towards_new(e, name)}
+    if slow:
+        name = max(slow, key=lambda each: slow[each])
+        layer = e.layers[name]
+        evidence = (
+            f"{name}: after {int(layer.get_buffer('num_batches_tracked'))} batches {slow[name]:.0%} of 0 and 1 is left"
+        )
+        remedy = f"{RECALIBRATE}; for the next training a larger momentum, or None, the average of all batches"
+        reason = f"momentum {layer.momentum:g} forgets them too slowly for so few batches"
+        yield Finding("momentum", "warning", tuple(slow), evidence, reason, remedy)
+
+
+def _moves(layer: _BatchNorm) -> bool:
+    return layer.running_mean is not None and layer.momentum is not None
+
+
+def _left(layer: _BatchNorm) -> float:
+    """Return the share of the initial values that the running statistics still hold. A new layer holds nothing else."""
+    steps = int(layer.num_batches_tracked) if layer.num_batches_tracked is not None else 0
+    return (1 - min(max(float(layer.momentum or 0), 0.0), 1.0)) ** steps if steps else 0.0
+
+
+def _towards_new(e: Examination, name: str) -> bool:
+    """Return True if the running statistics are off, and mostly by the share of 0 and 1 that must be in them."""
+    found = e.discrepancies.get(name)
+    if found is None or not found.off(e.limit, SMALL).any():
+        return False
+    layer, measured, left = e.layers[name], e.measured[name], _left(e.layers[name])
+    mean, var = (layer.get_buffer(f"running_{what}").to(measured.mean) for what in ("mean", "var"))
+    std = (measured.var + layer.eps).sqrt()
+    off = ((mean - measured.mean) / std).square() + ((var - measured.var) / std.square()).square()
+    unexplained = (mean - (1 - left) * measured.mean) / std, (var - left - (1 - left) * measured.var) / std.square()
+    return bool(sum(each.square().sum() for each in unexplained) < 0.25 * off.sum())
+
+
+def eps(e: Examination) -> Iterator[Finding]:
+    """Find layers whose eps, and not the variance, is most of what is under the root.
+
+    Test: eps / (var + eps) of the median channel that varies, with the variance of the data. Threshold: above half
+    (`SWAMPED`) the layer does not normalize, a warning; above a tenth (`NOTICEABLE`) the output's standard deviation is
+    over 5 % short of 1, a note. An eps of 0 divides by zero where a channel is constant, a warning.
+    """
+    shares = {name: share for name, m in e.measured.items() if (share := _share(m.var, e.layers[name].eps)) is not None}
+    levels: tuple[tuple[Severity, float, float], ...] = (("warning", SWAMPED, 2.0), ("note", NOTICEABLE, SWAMPED))
+    for severity, low, high in levels:
+        found = {name: share for name, share in shares.items() if low < share <= high}
+        if found:
+            name = max(found, key=lambda each: found[each])
+            var = float(e.measured[name].var.median())
+            evidence = (
+                f"{name}: eps {e.layers[name].eps:g} is {found[name]:.0%} of var + eps; the median var is {var:.2g}"
+            )
+            reason = "the layer divides by sqrt(eps), so it scales its input and does not normalize it"
+            remedy = "eps=1e-5, or larger values at the layer's input"
+            yield Finding("eps", severity, tuple(found), evidence, reason, remedy)
+    zero = tuple(name for name, layer in e.layers.items() if not layer.eps > 0)
+    if zero:
+        evidence = f"{zero[0]}: eps {e.layers[zero[0]].eps:g}"
+        yield Finding("eps", "warning", zero, evidence, "a constant channel is divided by zero", "eps=1e-5")
+
+
+def _share(var: torch.Tensor, eps: float) -> float | None:
+    alive = var[var > 0]
+    return float((eps / (alive + eps)).median()) if len(alive) else None
+
+
+def resolution(e: Examination) -> Iterator[Finding]:
+    """Find inputs whose mean is so large that their number format cannot hold how they vary.
+
+    Test: |mean| / std per channel, against 2^(p/2) for a format of p bits: half of the digits are then spent on the
+    mean. In float32 (p = 24) that is 4,096, in float16 (p = 11) 45, in bfloat16 (p = 8) 16. Beyond it a variance as
+    E[x^2] - E[x]^2 has no digit left, and neither has the bias of a folded layer more than half of them. A ratio over
+    2^8 in a float32 network is a note: bfloat16 sees a constant there.
+    """
+    bits = {torch.float64: 53, torch.float32: 24, torch.float16: 11, torch.bfloat16: 8}
+    ratios = {}
+    for name, measured in e.measured.items():
+        std = measured.var.sqrt()
+        varies = std > measured.mean.abs() * torch.finfo(measured.dtype).eps
+        if varies.any():
+            ratios[name] = float((measured.mean.abs() / std)[varies].max())
+    levels: tuple[tuple[Severity, dict[str, float]], ...] = (
+        ("warning", {name: 2 ** (bits.get(e.measured[name].dtype, 24) / 2) for name in ratios}),
+        ("note", dict.fromkeys(ratios, 256.0)),
+    )
+    for severity, limits in levels:
+        found = {name: ratios.pop(name) for name in list(ratios) if ratios[name] > limits[name]}
+        if found:
+            name = max(found, key=lambda each: found[each])
+            dtype = str(e.measured[name].dtype).removeprefix("torch.")
+            evidence = f"{name}: a channel with |mean| / std = {found[name]:.3g} in {dtype}"
+            who = "bfloat16, as autocast makes it," if severity == "note" else f"{dtype}"
+            reason = f"{who} spends its digits on the mean and has few or none left for the values"
+            remedy = "subtract the mean from the data before the network, or a bias from the layer before"
+            yield Finding("resolution", severity, tuple(found), evidence, reason, remedy)
+
+
+def narrow_statistics(e: Examination) -> Iterator[Finding]:
+    """Find running statistics in half precision.
+
+    Test: their dtype. An update of less than half a unit in the last place is lost: with momentum 0.1 a bfloat16 mean
+    stops at 96 where the truth is 100 (tests/test_layers.py).
+    """
+    narrow = {
+        name: layer.running_mean.dtype
+        for name, layer in e.layers.items()
+        if layer.running_mean is not None and layer.running_mean.dtype in (torch.float16, torch.bfloat16)
+    }
+    if narrow:
+        name, dtype = next(iter(narrow.items()))
+        evidence = f"{name}: running statistics in {str(dtype).removeprefix('torch.')}"
+        reason = "small updates round to nothing, so the statistics stick before they arrive"
+        remedy = "bn.BatchNorm1d/2d/3d, which keep float32; or layer.float() on the BN layers after model.half()"
+        yield Finding("narrow statistics", "warning", tuple(narrow), evidence, reason, remedy)

@@ -1,0 +1,281 @@
+"""`doctor`: examine a network with BN, and say what is wrong, where, and what mends it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm, _LazyNormBase
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+from ..algorithm2.progress import reported
+from ..algorithm2.results import count, format_table
+from ..errors import BatchNormError, first_few
+from ..escape import printable
+from ..graph.batches import check_batches, check_module
+from ..graph.compare import copied
+from .checks.channels import dead_channels, gammas, not_finite
+from .checks.composition import padding, sorted_batches
+from .checks.counting import counted_twice
+from .checks.freezing import half_frozen
+from .checks.inference import batch_statistics, leak
+from .checks.numbers import eps, momentum, narrow_statistics, resolution
+from .checks.ranks import ranks_differ
+from .checks.shift import data_shift
+from .checks.stale import eval_against_training, stale_statistics
+from .checks.structure import dropout_before, last_layer, normalized_twice, redundant_bias, unfolded, weight_decay
+from .checks.values import few_values
+from .examination import Examination, Loss, kept_in_training
+from .finding import SEVERITIES, Finding
+from .measurement import measure
+from .profile import Profile, profile_of
+
+# In the order in which a reader wants them within one severity: causes before what follows from them.
+CHECKS: tuple[Callable[[Examination], Iterable[Finding]], ...] = (
+    *(not_finite, batch_statistics, leak, eval_against_training, stale_statistics, momentum, eps, resolution),
+    *(narrow_statistics, few_values, sorted_batches, padding, data_shift, counted_twice, half_frozen, ranks_differ),
+    *(dead_channels, gammas, dropout_before, redundant_bias, normalized_twice, last_layer, weight_decay, unfolded),
+)
+
+DoctorOutcome = Literal["error", "warning", "note", "healthy"]
+
+
+@dataclass(frozen=True)
+class DoctorRow:
+    """Tell what was measured of one BN layer.
+
+    Arguments:
+        name: the name of the layer in the network.
+        outcome: the worst severity of the findings that name the layer, or "healthy".
+        reason: the checks that found something, or "".
+        values: the fewest values per channel in one batch; 0 if no batch reached the layer.
+        mean_shift: the largest |running mean - mean| of a channel, in standard deviations.
+        std_low: the smallest ratio of the running standard deviation to the data's.
+        std_high: the largest of the same ratio.
+        distance: the largest distance of a running statistic from the data's, in standard errors.
+        noise: the spread of the standard deviation from batch to batch, relative, of the median channel.
+        gap: how far the layer's normalized input in eval is from mean 0 and deviation 1: the root mean square over
+            channels, of what it is not in training too.
+        profile: the values per channel, for the page.
+    """
+
+    name: str
+    outcome: DoctorOutcome
+    reason: str = ""
+    values: int = 0
+    mean_shift: float | None = None
+    std_low: float | None = None
+    std_high: float | None = None
+    distance: float | None = None
+    noise: float | None = None
+    gap: float | None = None
+    profile: Profile | None = field(default=None, repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class DoctorResult:
+    """Hold what was found, and one row per BN layer. Prints as a table, worst first.
+
+    Arguments:
+        model: the model that was given. It is as it was.
+        findings: worst first.
+        rows: one row per BN layer, in the order of `named_modules`.
+        batches: the number of batches read.
+        unexamined: a sentence per thing that could not be examined.
+
+    Example:
+        >>> import torch
+        >>> import batchnorm as bn
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8, bias=False), torch.nn.BatchNorm1d(8), torch.nn.ReLU())
+        >>> _ = torch.manual_seed(0)
+        >>> result = bn.doctor(model, [torch.randn(64, 4) for _ in range(4)])
+        >>> result.errors, result.healthy
+        (2, False)
+        >>> result.findings[-1].check, result.findings[-1].remedy
+        ('unfolded', 'bn.fuse(model, example)')
+    """
+
+    model: nn.Module
+    findings: tuple[Finding, ...]
+    rows: tuple[DoctorRow, ...]
+    batches: int
+    unexamined: tuple[str, ...] = ()
+
+    @property
+    def errors(self) -> int:
+        """Return the number of findings that make results wrong."""
+        return sum(finding.severity == "error" for finding in self.findings)
+
+    @property
+    def warnings(self) -> int:
+        """Return the number of findings that are likely to."""
+        return sum(finding.severity == "warning" for finding in self.findings)
+
+    @property
+    def notes(self) -> int:
+        """Return the number of findings that may be meant so."""
+        return sum(finding.severity == "note" for finding in self.findings)
+
+    @property
+    def healthy(self) -> bool:
+        """Return True without errors and warnings."""
+        return not self.errors and not self.warnings
+
+    def __str__(self) -> str:
+        header = ("severity", "check", "layers", "evidence")
+        table = format_table(header, [_cells(finding) for finding in self.findings], empty="nothing found")
+        told = [f"{f.check}: {f.reason}.\n  remedy: {f.remedy}" for f in self.findings]
+        healthy = count(self.rows, "healthy")
+        counts = (
+            f"{self.errors} errors, {self.warnings} warnings, {self.notes} notes; "
+            f"{healthy} of {len(self.rows)} layers without a finding, {self.batches} batches"
+        )
+        lines = [_printable_lines(text) for text in (*told, *self.unexamined)]
+        return "\n".join([table, *([""] if lines else []), *lines, *([""] if lines else []), counts])
+
+    def to_html(self, path: str | Path) -> Path:
+        """Write one page that needs no other file and no network, and return its path.
+
+        It has the findings, the growth of the difference between training and eval through the network, and per layer
+        the running statistics against the measured ones, the values per channel and the dead channels.
+
+        Raises:
+            StorageError: the disk is full or the folder read-only.
+
+        Example:
+            >>> import torch
+            >>> import batchnorm as bn
+            >>> result = bn.doctor(torch.nn.Sequential(torch.nn.BatchNorm1d(2)), [torch.randn(32, 2)])
+            >>> result.to_html("doctor.html").name
+            'doctor.html'
+        """
+        from .page import write_doctor_page
+
+        return write_doctor_page(self, Path(path))
+
+
+def doctor(
+    model: nn.Module,
+    batches: Iterable[Any],
+    *,
+    loss: Loss | None = None,
+    eval_batches: Iterable[Any] | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
+    progress: bool | Callable[[int, int | None], object] = False,
+) -> DoctorResult:
+    """Examine a network with BN layers: why is it fine in training and useless in eval, and what mends it?
+
+    The model stays as it is: everything runs on copies, and the random numbers of the caller are left alone. Its modes
+    count: give it in eval mode as it will serve, or in training mode as it trains.
+
+    Each batch runs twice, normalizing by the batch as in training (Dropout off) and in eval mode. Memory does not grow
+    with the number of batches; up to eight are kept for experiments: eval before and after recalibration on a copy, one
+    training step, a changed example, Dropout on. docs/doctor.md lists the checks.
+
+    Under `torch.distributed` every process calls this.
+
+    Arguments:
+        model: any network with BN layers: torch's, Sync, ours, or a subclass.
+        batches: batches of the training set, prepared and composed as in training: tensors, (input, target) tuples, or
+            dicts, as `recalibrate` takes them. Ten batches of 32 are plenty for most networks.
+        loss: called as loss(output, target), such as torch.nn.CrossEntropyLoss(). The target is the second part of a
+            tuple, or else the whole batch. With it the proof is in units of the loss.
+        eval_batches: batches of the evaluation set, to find a shift between the two.
+        optimizer: the optimizer of the training. Its steps are compared with the batches that the layers counted, and
+            its weight decay is looked at.
+        progress: True shows the batches on stderr. A function is called as `progress(done, total)`.
+
+    Returns:
+        The findings, worst first, and one row per BN layer. It prints as a table and has `to_html(path)`.
+
+    Raises:
+        BatchNormError: `model` is no network or has no BN layer, or it does not run on a batch.
+
+    Example:
+        >>> import torch
+        >>> import batchnorm as bn
+        >>> _ = torch.manual_seed(0)
+        >>> model = torch.nn.Sequential(torch.nn.BatchNorm1d(4))
+        >>> batches = [torch.randn(64, 4) * 3 + 5 for _ in range(8)]
+        >>> [finding.check for finding in bn.doctor(model, batches).findings if finding.severity == "error"]
+        ['eval against training', 'stale statistics']
+        >>> _ = bn.recalibrate(model, batches)
+        >>> bn.doctor(model, batches).healthy
+        True
+    """
+    check_module(model)
+    check_batches(batches)
+    given = _unwrapped(model)
+    working = copied(given)
+    layers = _layers(working)
+    kept = kept_in_training(working, layers)
+    training = measure(working, layers, kept, reported(batches, progress, step="doctor"))
+    if not training.batches:
+        raise BatchNormError("doctor got no batch. Give several batches of the training set")
+    evaluation = None
+    if eval_batches is not None:
+        check_batches(eval_batches)
+        evaluation = measure(working, layers, kept, reported(eval_batches, progress, step="doctor, evaluation"))
+    examination = Examination(given, working, layers, kept, training, evaluation, loss, optimizer)
+    findings = [finding for check in CHECKS for finding in check(examination)]
+    findings.sort(key=lambda finding: SEVERITIES.index(finding.severity))
+    rows = tuple(_row(examination, name, findings) for name in layers)
+    return DoctorResult(model, tuple(findings), rows, training.batches, tuple(examination.unexamined))
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """Return the network inside DataParallel, DistributedDataParallel and torch.compile."""
+    while isinstance(model, DataParallel | DistributedDataParallel) or isinstance(
+        model._modules.get("_orig_mod"), nn.Module
+    ):
+        inner = model._modules.get("_orig_mod", model._modules.get("module"))
+        assert isinstance(inner, nn.Module)
+        model = inner
+    return model
+
+
+def _layers(model: nn.Module) -> dict[str, _BatchNorm]:
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, _BatchNorm)}
+    if not layers:
+        raise BatchNormError(f"{type(model).__name__} has no BatchNorm layer: nothing to examine")
+    lazy = [name for name, layer in layers.items() if isinstance(layer, _LazyNormBase)]
+    if lazy:
+        raise BatchNormError(f"{lazy[0]!r} is a lazy layer without a shape yet; run one batch through the model first")
+    return layers
+
+
+def _row(e: Examination, name: str, findings: list[Finding]) -> DoctorRow:
+    mine = [finding for finding in findings if name in finding.layers]
+    outcome: DoctorOutcome = mine[0].severity if mine else "healthy"
+    reason = ", ".join(dict.fromkeys(finding.check for finding in mine))
+    measured = e.measured.get(name)
+    if measured is None:
+        return DoctorRow(name, outcome, reason or "not reached by any batch")
+    profile = profile_of(e.layers[name], measured)
+    found = e.discrepancies.get(name)
+    if found is None:
+        return DoctorRow(name, outcome, reason, measured.values, noise=measured.noise, profile=profile)
+    ratio = found.ratio.exp()
+    return DoctorRow(
+        *(name, outcome, reason, measured.values),
+        mean_shift=float(found.shift.max()),
+        std_low=float(ratio.min()),
+        std_high=float(ratio.max()),
+        distance=float(found.distance.max()),
+        noise=measured.noise,
+        gap=profile.gap,
+        profile=profile,
+    )
+
+
+def _cells(finding: Finding) -> tuple[str, str, str, str]:
+    return finding.severity, finding.check, first_few(finding.layers, 3), finding.evidence
+
+
+def _printable_lines(text: str) -> str:
+    """Escape names in a text, line by line."""
+    return "\n".join(map(printable, text.split("\n")))

@@ -1,0 +1,39 @@
+"""Read batches: the example for tracing, the target for the loss, the numbers in an output."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+
+def inputs_of(batch: Any) -> Any:
+    """Return the part of a batch that the network gets, as `run_batch` takes it."""
+    return batch[0] if isinstance(batch, tuple | list) and batch else batch
+
+
+def example_of(batch: Any) -> Any:
+    """Return the input of a batch as `trace` takes it, cut to two examples if it is a tensor."""
+    inputs = inputs_of(batch)
+    if isinstance(inputs, Tensor):
+        return inputs[:2]
+    return dict(inputs) if isinstance(inputs, Mapping) else (list(inputs),)
+
+
+def with_inputs(batch: Any, inputs: Any) -> Any:
+    """Return the batch with other inputs."""
+    return (inputs, *batch[1:]) if isinstance(batch, tuple | list) else inputs
+
+
+def target_of(batch: Any, output: Any) -> Any:
+    """Return what the loss compares `output` with, on its device: the second part of a tuple, or else the batch."""
+    target = batch[1] if isinstance(batch, tuple | list) and len(batch) > 1 else batch
+    device = next((x.device for x in pytree.tree_leaves(output) if isinstance(x, Tensor)), None)
+    return target if device is None else pytree.tree_map_only(Tensor, lambda x: x.to(device), target)
+
+
+def numbers_in(value: Any) -> list[Tensor]:
+    """List the floating point tensors in an output."""
+    return [x for x in pytree.tree_leaves(value) if isinstance(x, Tensor) and x.is_floating_point() and x.numel()]

@@ -1,0 +1,45 @@
+"""Find padding: positions at the end of an axis where no value changes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Tails:
+    """Hold the shares of positions that are constant, over the calls of one layer.
+
+    Arguments:
+        tail: the mean share at the end of the axis that has the most.
+        head: the same at the start.
+        calls: how many calls were seen.
+    """
+
+    tail: float = 0.0
+    head: float = 0.0
+    calls: int = 0
+
+    def merge(self, other: Tails) -> Tails:
+        """Return the shares over the calls of both."""
+        calls = max(self.calls + other.calls, 1)
+        tail = (self.tail * self.calls + other.tail * other.calls) / calls
+        head = (self.head * self.calls + other.head * other.calls) / calls
+        return Tails(tail, head, self.calls + other.calls)
+
+
+def tails_of(x: Tensor) -> Tails:
+    """Return the constant shares of the axis of x (N, C, ...) whose tail exceeds its head the most."""
+    found = [_shares(x, axis) for axis in range(2, x.dim()) if x.shape[axis] > 2]
+    return max(found, key=lambda tails: abs(tails.tail - tails.head), default=Tails(calls=1))
+
+
+def _shares(x: Tensor, axis: int) -> Tails:
+    """Return the shares of one axis, whose last (first) positions equal each other in all channels."""
+    moved = x.detach().movedim(axis, 1)
+    same = (moved[:, 1:] == moved[:, :-1]).flatten(2).all(2)
+    run = torch.cat([same.flip(1).int().cumprod(1).sum(1, keepdim=True), same.int().cumprod(1).sum(1, keepdim=True)], 1)
+    tail, head = (run.double().mean(0) / same.shape[1]).tolist()
+    return Tails(tail, head, 1)
