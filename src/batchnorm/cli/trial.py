@@ -66,9 +66,7 @@ def command(
         check_same(settings, saved, run)
     else:
         if target is None or data is None:
-            raise BatchNormError(
-                "a trial wants a network and its batches: batchnorm trial mine:network --data mine:batches"
-            )
+            raise BatchNormError("wanted a network and its batches: batchnorm trial mine:network --data mine:batches")
         check_settings(config)
         names = Names(target, data, eval_data, loss, metric)
         subject, settings = prepare(_make(names), names, config)
@@ -80,11 +78,13 @@ def command(
 def _make(names: Names) -> Given:
     """Return the network's factory, and what the other factories make."""
     from ..paper.trial.prepare import Given
+    from ..paper.trial.contenders import seeded
     from .factory import make, make_batches, make_model
 
-    batches = make_batches(names.data)
-    eval_batches = None if names.eval_data is None else make_batches(names.eval_data)
-    loss, metric = (None if name is None else make(name) for name in (names.loss, names.metric))
+    with seeded(0):  # some factories make random data
+        batches = make_batches(names.data)
+        eval_batches = None if names.eval_data is None else make_batches(names.eval_data)
+        loss, metric = (None if name is None else make(name) for name in (names.loss, names.metric))
     return Given(lambda: make_model(names.network, None), batches, eval_batches, loss, metric)
 
 

@@ -18,8 +18,8 @@ from .verdict import Judgement
 
 TABLE_TITLE = "Steps to the plain network's best, and the best"
 _ABOUT = """The network without and with batch normalization, from the same weights on the same mini-batches, as in
-Fig. 2 of Ioffe and Szegedy, 2015. The score is over the held-out batches, by population statistics estimated from training
-batches. Lines are means over seeds; bands reach from the lowest seed to the highest."""
+Fig. 2 of Ioffe and Szegedy, 2015. The score is over the held-out batches, by population statistics estimated from
+training batches. Lines are means over seeds; bands reach from the lowest seed to the highest."""
 
 
 def write_trial_page(rows: Sequence[Row], settings: TrialSettings, judgement: Judgement, folder: Path) -> Path:

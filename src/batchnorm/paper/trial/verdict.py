@@ -96,11 +96,9 @@ def _sentence(
         return "no place", f"BN cannot help: {why}; without it the best is {settings.score} {level:.4g} ({seeds})."
     pace = speed(_fastest(plain), _fastest(norm), settings.eval_every)
     best = [_best_row(rows, settings.higher) for rows in (plain, norm)]
-    gains = [
-        (after - before) * (1 if settings.higher else -1)
-        for before, after in zip(best[0].best, best[1].best, strict=True)
-    ]
-    verdict, claim = _claim(_fastest(norm), pace, tested(gains), goal, settings)
+    gains = [after - before for before, after in zip(best[0].best, best[1].best, strict=True)]
+    gain = tested(gains) if settings.higher else -tested(gains)
+    verdict, claim = _claim(_fastest(norm), pace, gain, goal, settings)
     return verdict, f"{claim}; its own best is {_score(best[1])}, against {_score(best[0])} ({seeds})."
 
 
@@ -117,10 +115,7 @@ def _claim(norm: TrialRow, pace: Pace | None, gain: int, goal: str, settings: Tr
     reaches = f"it reaches {goal}, in {factor} of the steps"
     if pace.sign < 0 or gain > 0:
         return "helps", f"BN helps: {reaches}"
-    return (
-        "unclear",
-        f"BN {'makes no clear difference' if settings.seeds > 1 else 'needs more seeds to judge'}: {reaches}",
-    )
+    return "unclear", f"BN {'makes no clear difference' if settings.seeds > 1 else 'needs more seeds'}: {reaches}"
 
 
 class Pace(NamedTuple):
