@@ -17,7 +17,7 @@ from batchnorm.paper.mnist.config import MnistConfig
 HEAVY = ["torch", "numpy", *(package for package in EXTRAS if package != "tyro")]
 OPTIONS = {
     "mnist": ["out", "resume", "sweep", *(field.name for field in fields(MnistConfig))],
-    "inception": ["out", "resume", *(field.name for field in fields(InceptionConfig))],
+    "inception": ["small", "out", "resume", *(field.name for field in fields(InceptionConfig))],
     "evaluate": ["data", "crops", "fold", "workers"],
     "report": ["out"],
     "fold": ["input", "weights", "out"],

@@ -13,7 +13,9 @@ from ..training.rows import Row, read_rows
 from ..training.run import Run
 from .jobs import EVALUATIONS, Job, runs
 from .records import EvaluationFields, TrainingFields
-from .variants import BY_NAME
+from .variants import ALONE, BY_NAME, KEEPS
+
+PARTS = frozenset(variant.name for variant in (*ALONE, *KEEPS))  # of the recipe
 
 
 @dataclass(frozen=True)
@@ -66,12 +68,17 @@ def read_records(folders: Sequence[Path]) -> list[Record]:
 
 
 def by_variant(records: Sequence[Record]) -> dict[str, list[Record]]:
-    """Group the records by variant, one record a seed. The order is the paper's variants, then the ensemble's."""
+    """Group the records by variant, one record a seed: the comparison, the ensemble, then the parts."""
     found: dict[str, list[Record]] = {}
     order = list(BY_NAME)
     for record in sorted(records, key=lambda r: order.index(r.job.variant.name)):
         found.setdefault(record.job.variant.name, []).append(record)
     return found
+
+
+def without_parts(records: Sequence[Record]) -> list[Record]:
+    """Leave out the parts of the recipe, which the paper's figures do not have."""
+    return [record for record in records if record.job.variant.name not in PARTS]
 
 
 class Band(NamedTuple):

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
 
-from ..inception.comparison import Record, band, by_variant
+from ..inception.comparison import Record, band, by_variant, without_parts
 from .pictures import save_picture
 from .styles import MARKERS, VARIANT_STYLES
 
@@ -18,7 +18,7 @@ def figure2(records: Sequence[Record], folder: Path) -> list[Path]:
     """Draw Fig. 2: top-1 against steps. A line is a variant's mean over seeds, in a band from worst to best seed."""
     figure = Figure(figsize=(8, 5.5), layout="constrained")
     axes = figure.subplots()
-    for name, members in by_variant(records).items():
+    for name, members in by_variant(without_parts(records)).items():
         _plot_variant(axes, name, members)
     axes.set(xlabel="training steps", ylabel="top-1 on the validation images", xlim=(0, None), ylim=(0, 1))
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from statistics import mean, stdev
 from typing import NamedTuple
 
-from ..inception.comparison import Record, by_variant
+from ..inception.comparison import Record, by_variant, without_parts
 from ..inception.variants import INCEPTION, rescaled
 
 FIG3_TITLE = "Figure 3: steps to the plain network's best, and the best"
@@ -47,7 +47,7 @@ PAPER_FIG4 = (
 
 def fig3_table(records: Sequence[Record]) -> list[list[str]]:
     """Return Fig. 3: a header, and for each variant the steps to the plain network's best top-1, and its own best."""
-    groups = by_variant(records)
+    groups = by_variant(without_parts(records))
     plain = groups.get(INCEPTION.name)
     level = mean(record.best["top1"] for record in plain) if plain else None
     reach = f"steps to {level:.2%}" if level is not None else "steps to the plain network's best"

@@ -10,13 +10,15 @@ from time import monotonic
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from ..inception.comparison import read_records
+from ..inception.comparison import PARTS, read_records
 from ..inception.jobs import Job
 from ..training.rows import Row
 from ..training.run import new_folder
 from .inception_figures import figure2
 from .inception_report import write_inception_report
 from .inception_tables import FIG3_TITLE, FIG4_TITLE, fig3_table, fig4_table
+from .recipe_figure import recipe_figure
+from .recipe_table import RECIPE_TITLE, recipe_table
 from .terminal import print_paths, print_table
 
 REFRESH_SECONDS = 0.5
@@ -100,6 +102,8 @@ def print_evaluation(rows: Sequence[Row]) -> None:
 def show_report(folders: Sequence[Path], out: Path | None) -> None:
     """Draw Figs. 2 to 4 of the runs in `folders` into `out`, and print their tables.
 
+    Runs of the parts of the recipe have a picture and a table of their own.
+
     Raises:
         BatchNormError: a folder has no run, no run has records, or `out` is not empty.
         StorageError: `out` cannot be written.
@@ -108,6 +112,9 @@ def show_report(folders: Sequence[Path], out: Path | None) -> None:
     out = new_folder(out, "report")
     paths = [*figure2(records, out), write_inception_report(records, out)]
     print_table(FIG3_TITLE, fig3_table(records))
+    if any(record.job.variant.name in PARTS for record in records):
+        paths += recipe_figure(records, out)
+        print_table(RECIPE_TITLE, recipe_table(records))
     print_table(FIG4_TITLE, fig4_table(records))
     print_paths(paths)
 
