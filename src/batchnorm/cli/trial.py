@@ -77,8 +77,8 @@ def command(
 
 def _make(names: Names) -> Given:
     """Return the network's factory, and what the other factories make."""
-    from ..paper.trial.prepare import Given
     from ..paper.trial.contenders import seeded
+    from ..paper.trial.prepare import Given
     from .factory import make, make_batches, make_model
 
     with seeded(0):  # some factories make random data

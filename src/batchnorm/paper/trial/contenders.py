@@ -109,5 +109,15 @@ def without_norm(model: nn.Module) -> nn.Module:
 def seeded(seed: int) -> Iterator[None]:
     """Seed torch's global generators, and restore them at the end."""
     with torch.random.fork_rng():
-        torch.manual_seed(seed)
+        seed_generators(seed)
         yield
+
+
+def seed_generators(seed: int) -> None:
+    """Seed torch's global generators, of the CPU and of CUDA devices that are in use.
+
+    `torch.manual_seed` would keep a traceback per call for every kind of device that is not in use.
+    """
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)

@@ -22,7 +22,7 @@ from ..training.rows import Row
 from ..training.run import Run
 from ..training.settings import digest
 from .config import TrialConfig, TrialSettings
-from .contenders import Networks, seeded
+from .contenders import Networks, seed_generators, seeded
 from .data import Data
 from .records import Contender, TrialFields, contenders
 from .scoring import Scoring
@@ -70,7 +70,7 @@ class ContenderTraining:
     def update(self, step: int) -> Tensor:
         """Train on mini-batch `step` and return its loss."""
         batch = self._subject.data.batch(self._job.seed, step)
-        torch.manual_seed(_combined(self._job.seed, step))  # Dropout draws from it
+        seed_generators(_combined(self._job.seed, step))  # Dropout draws from it
         self.optimizer.zero_grad()
         loss = self._subject.scoring.loss_of(self.model, batch)
         loss.backward()

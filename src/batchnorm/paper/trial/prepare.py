@@ -16,7 +16,7 @@ from ..training.settings import digest, json_values, saved_settings
 from ..training.validation import shown
 from .config import TrialConfig, TrialSettings
 from .contenders import Networks, seeded
-from .data import digest_of, examples, read_data
+from .data import copied, digest_of, examples, read_data
 from .experiment import EXPERIMENT, Subject
 from .scoring import Function, make_scoring
 
@@ -103,7 +103,7 @@ def reopen(folder: Path) -> tuple[Run, TrialSettings]:
 
 
 def check_same(settings: TrialSettings, saved: TrialSettings, run: Run) -> None:
-    """Check that a run is resumed with what it began with.
+    """Check that a run is resumed with what it began with. The names of functions and batches may be others.
 
     Raises:
         BatchNormError: a setting, the network or the batches are others.
@@ -123,7 +123,7 @@ def _try(subject: Subject, arm: str) -> None:
     """Run a network on the smallest batch as training does, and measure one held-out batch."""
     model = subject.networks.build(arm, 1)
     with seeded(1), torch.no_grad():
-        loss = subject.scoring.loss_of(model, min(subject.data.training, key=examples))
+        loss = subject.scoring.loss_of(model, copied(min(subject.data.training, key=examples)))
         subject.scoring.mean_score(model.eval(), subject.data.held_out[:1])
     if not loss.is_floating_point():
         raise BatchNormError(f"the loss returns {loss.dtype}; wanted a floating point number")

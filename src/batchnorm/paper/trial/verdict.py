@@ -97,7 +97,7 @@ def _sentence(
     pace = speed(_fastest(plain), _fastest(norm), settings.eval_every)
     best = [_best_row(rows, settings.higher) for rows in (plain, norm)]
     gains = [after - before for before, after in zip(best[0].best, best[1].best, strict=True)]
-    gain = tested(gains) if settings.higher else -tested(gains)
+    gain = sign_of_mean(gains) if settings.higher else -sign_of_mean(gains)
     verdict, claim = _claim(_fastest(norm), pace, gain, goal, settings)
     return verdict, f"{claim}; its own best is {_score(best[1])}, against {_score(best[0])} ({seeds})."
 
@@ -137,10 +137,10 @@ def speed(plain: TrialRow, norm: TrialRow, every: int) -> Pace | None:
     ratios = [max(ours, every) / max(theirs, every) for ours, theirs in pairs]
     latest = [math.log(max(ours, every) / max(theirs - every, 1)) for ours, theirs in pairs]
     earliest = [math.log(max(ours - every, 1) / max(theirs, every)) for ours, theirs in pairs]
-    return Pace(ratios, -1 if tested(latest) < 0 else 1 if tested(earliest) > 0 else 0)
+    return Pace(ratios, -1 if sign_of_mean(latest) < 0 else 1 if sign_of_mean(earliest) > 0 else 0)
 
 
-def tested(values: Sequence[float]) -> int:
+def sign_of_mean(values: Sequence[float]) -> int:
     """Return -1 or 1 if the mean is below or above 0 by Student's t-test, one-sided at 2.5 %, otherwise 0."""
     if len(values) < 2 or not all(map(math.isfinite, values)):
         return 0

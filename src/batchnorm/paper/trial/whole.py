@@ -25,10 +25,15 @@ def run_from_python(
 ) -> TrialResult:
     """Run a trial as `bn.trial` describes it."""
     if out is not None and resume is not None:
-        raise BatchNormError("resume continues in the folder of that run; leave out away")
+        raise BatchNormError("resume continues in the folder of that run; give no out beside it")
     config = checked(TrialConfig, json_values(config), "bn.trial")
     subject, settings = prepare(given, _names(given), config)
-    run = create(settings, out) if resume is None else _resumed(settings, resume)
+    if resume is None:
+        run = create(settings, out)
+    else:
+        run, saved = reopen(resume)
+        check_same(settings, saved, run)
+        settings = saved  # the digest of the checkpoints has its names
     with run.claimed():
         result = finish(subject, settings, run, Event(), progress)
     assert result is not None
@@ -52,12 +57,6 @@ def finish(subject: Subject, settings: TrialSettings, run: Run, stop: Event, pro
     page = write_trial_page(rows, settings, found, run.folder)
     verdict, sentence, level, judged, notes = found
     return TrialResult(verdict, sentence, settings.score, level, judged, notes, run.folder, (*pictures, page))
-
-
-def _resumed(settings: TrialSettings, folder: Path) -> Run:
-    run, saved = reopen(folder)
-    check_same(settings, saved, run)
-    return run
 
 
 def _names(given: Given) -> Names:
