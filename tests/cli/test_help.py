@@ -13,6 +13,7 @@ from batchnorm.cli.extras import EXTRAS
 from batchnorm.cli.main import COMMANDS
 from batchnorm.paper.inception.config import InceptionConfig, VariantName
 from batchnorm.paper.mnist.config import MnistConfig
+from batchnorm.paper.trial.config import TrialConfig
 
 HEAVY = ["torch", "numpy", *(package for package in EXTRAS if package != "tyro")]
 OPTIONS = {
@@ -23,6 +24,7 @@ OPTIONS = {
     "fold": ["input", "weights", "out"],
     "insert": ["input", "weights", "where", "remove", "data", "batches", "out"],
     "recalibrate": ["data", "weights", "batches", "estimator", "out"],
+    "trial": ["data", "eval_data", "loss", "metric", "out", "resume", *(field.name for field in fields(TrialConfig))],
 }
 
 

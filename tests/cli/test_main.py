@@ -94,6 +94,7 @@ def test_a_notice_says_that_the_kernels_are_missing(monkeypatch, capsys, target)
         ["fold", "nowhere:net", "--input", "1x3"],
         ["insert", "nowhere:net", "--input", "1x3"],
         ["recalibrate", "nowhere:net", "--data", "nowhere:batches"],
+        ["trial", "nowhere:net", "--data", "nowhere:batches"],
     ],
     ids=lambda arguments: arguments[0],
 )
@@ -108,6 +109,6 @@ def test_a_word_that_is_no_command_lists_the_commands(run, capsys):
     with pytest.raises(SystemExit) as exited:
         run("flod")
     assert exited.value.code == 2
-    commands = "mnist, inception, evaluate, report, fold, insert, recalibrate"
+    commands = ", ".join(main.COMMANDS)
     line = f"batchnorm: there is no command 'flod'; wanted one of {commands}. Did you mean 'fold'?\n"
     assert capsys.readouterr().err == line
