@@ -9,13 +9,13 @@ from ...errors import BatchNormError
 from ..training.run import Run
 from ..training.settings import json_values
 from ..training.validation import checked
-from .compare import TrialResult
 from .config import TrialConfig, TrialSettings
 from .experiment import Subject, finished, jobs, run_trial
 from .figure import trial_figure
 from .page import write_trial_page
 from .prepare import Given, Names, check_same, create, prepare, reopen
 from .records import TrialFields
+from .result import TrialResult
 from .terminal import trial_bar
 from .verdict import judge
 
