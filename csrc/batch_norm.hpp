@@ -26,7 +26,7 @@ struct Problem {
 struct Forward : Problem {
     const void* x;
     double eps;
-    void* z;
+    void* z;             // null if only the statistics are wanted
     float* mean;         // (C)
     float* var;          // (C), unbiased; NaN for a count of one
     double* saved_mean;  // (C)
@@ -36,19 +36,20 @@ struct Forward : Problem {
 struct Backward : Problem {
     const void* x;
     const void* dz;
-    const double* mean;  // (C)
-    const double* rstd;  // (C)
-    void* dx;            // null if not wanted
-    void* dresidual;     // null if not wanted. Not written unless dx is wanted too.
-    float* dgamma;       // (C), null if not wanted
-    float* dbeta;        // (C), null if not wanted
+    const double* mean;             // (C)
+    const double* rstd;             // (C)
+    void* dx;                       // null if not wanted
+    void* dresidual;                // null if not wanted. Not written unless dx is wanted too.
+    float* dgamma;                  // (C), null if not wanted
+    float* dbeta;                   // (C), null if not wanted
+    const double* total = nullptr;  // (2, C), dbeta and dgamma of a batch of which x is a part, or null if x is all
+    int64_t count = 0;              // values per channel of that batch
 };
 
 struct Inference : Problem {
     const void* x;
-    const float* mean;  // (C)
-    const float* var;   // (C)
-    double eps;
+    const double* mean;  // (C)
+    const double* rstd;  // (C)
     void* z;
 };
 

@@ -190,6 +190,7 @@ void forward_maps(const Forward& f, Streaming streaming, Adds adds) {
     each_group(f, sizeof(T), [&](int64_t c0, int64_t c1, int64_t to_next) {
         Affine k[kMaxGroup];
         sum_deviations(f, c0, c1, x, k);
+        if (!z) return;
         each_map(f, c0, c1, [&](int64_t c) {
             return [=, k = broadcast(k[c - c0]), slope = f.slope](int64_t at, int64_t later, bool whole) {
                 const Input<T, Adds> from{x, residual, nullptr, adds};
@@ -216,7 +217,7 @@ void backward_maps(const Backward& b, Streaming streaming, Adds adds) {
         Sums sums[kMaxGroup];
         Affine k[kMaxGroup];
         for (int64_t c = c0; c < c1; ++c) k[c - c0] = affine(b, c, b.mean[c], b.rstd[c]);
-        sum_accurately(b, c0, c1, sums, [&](auto e, int64_t first, int64_t last, Sums* into) {
+        const auto sum = [&](auto e, int64_t first, int64_t last, Sums* into) {
             using E = decltype(e);
             constexpr int N = kFloats * sizeof(float) / sizeof(E);
             sum_maps<E, N>(
@@ -226,7 +227,8 @@ void backward_maps(const Backward& b, Streaming streaming, Adds adds) {
                     return gradient<E, A, w.n>(from, at, broadcast<w.n>(k[c - c0]), b.activation, b.slope);
                 },
                 [&](int64_t at) { fetch(Width<N>{}, at); });
-        });
+        };
+        if (!b.total) sum_accurately(b, c0, c1, sums, sum);
         Slopes slopes[kMaxGroup];
         for (int64_t c = c0; c < c1; ++c) {
             const Sums& s = sums[c - c0];
@@ -281,7 +283,7 @@ template <class T, Activation A>
 bool inference_maps(const Inference& f, bool streaming) {
     Affine* k = static_cast<Affine*>(std::malloc(f.c * sizeof(Affine)));
     if (!k) return false;
-    for (int64_t c = 0; c < f.c; ++c) k[c] = affine(f, c, f.mean[c], 1.0 / std::sqrt(f.var[c] + f.eps));
+    for (int64_t c = 0; c < f.c; ++c) k[c] = affine(f, c, f.mean[c], f.rstd[c]);
     with_flags<A>(f, streaming, [&](auto streams, auto adds) { inference_maps<T, A>(f, k, streams, adds); });
     std::free(k);
     return true;

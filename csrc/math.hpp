@@ -162,11 +162,13 @@ struct Slopes {
     float c1, c0;
 };
 
-// Computes dgamma and dbeta from the two sums, and stores them. Returns the coefficients of dx.
+// Computes dgamma and dbeta from the two sums, or takes those of the whole batch, and stores them. Returns the
+// coefficients of dx.
 Slopes finish(const Backward& b, int64_t c, const Affine& k, double first, double second) {
-    const double count = static_cast<double>(b.n * b.s);
+    const double count = static_cast<double>(b.total ? b.count : b.n * b.s);
     const double rest = std::isfinite(b.mean[c]) ? b.mean[c] - k.mean : 0.0;
-    const double dgamma = b.rstd[c] * (second - rest * first);
+    if (b.total) first = b.total[c];
+    const double dgamma = b.total ? b.total[b.c + c] : b.rstd[c] * (second - rest * first);
     if (b.dgamma) b.dgamma[c] = static_cast<float>(dgamma);
     if (b.dbeta) b.dbeta[c] = static_cast<float>(first);
     const double a = (b.gamma ? b.gamma[c] : 1.0) * b.rstd[c];

@@ -284,7 +284,7 @@ bool forward_rows(const Forward& f, bool streaming) {
     Scratch s(r, r.chunks);
     if (!s.memory) return false;
     sum_deviations<T>(f, r, s);
-    normalize_rows<T, A>(f, r, true, streaming, s, f.x, f.z);
+    if (f.z) normalize_rows<T, A>(f, r, true, streaming, s, f.x, f.z);
     return true;
 }
 
@@ -314,8 +314,10 @@ void sum_gradients(const Backward& b, const Rows& r, Scratch& s, const Input<T, 
         });
         s.merge(r, b);
     };
-    sum(float{});
-    if (!float_sums_suffice(b, s)) sum(double{});
+    if (!b.total) {
+        sum(float{});
+        if (!float_sums_suffice(b, s)) sum(double{});
+    }
     for (int64_t c = 0; c < b.c; ++c) s.set(r, c, finish(b, c, s.affine(c * r.run), s.first[c], s.second[c]));
 }
 
@@ -364,7 +366,7 @@ bool inference_rows(const Inference& f, bool streaming) {
     const Rows r(f, f.dtype == Dtype::bfloat16);  // float32 is read once, perhaps from memory: row by row
     Scratch s(r, 0);
     if (!s.memory) return false;
-    for (int64_t c = 0; c < f.c; ++c) s.set(r, c, affine(f, c, f.mean[c], 1.0 / std::sqrt(f.var[c] + f.eps)));
+    for (int64_t c = 0; c < f.c; ++c) s.set(r, c, affine(f, c, f.mean[c], f.rstd[c]));
     normalize_rows<T, A>(f, r, false, streaming, s, f.x, f.z);
     return true;
 }

@@ -154,11 +154,23 @@ bool run(const Problem& shape, T one, float scale) {
         right &= channel_is_right(p, i, own_mean, rstd, x.get(), z.get(), dz.get(), dx.get(),
                                   adds ? dresidual.get() : nullptr);
     }
-    auto one_var = block<float>(c, 1);
-    right &= kernels_checked.inference(Inference{p, x.get(), mean.get(), one_var.get(), 1e-5, z.get()});
     const T* none = nullptr;
+    // The statistics alone, and a backward by sums that are known, as they are for a part of a batch.
+    auto again = block<double>(2 * c, 0), total = block<double>(2 * c, 0);
+    right &= kernels_checked.forward(
+        Forward{p, x.get(), 1e-5, nullptr, mean.get(), var.get(), again.get(), again.get() + c});
     for (int64_t i = 0; i < c && values; ++i)
-        right &= channel_is_right(p, i, mean[i], 1 / std::sqrt(1 + 1e-5), x.get(), z.get(), none, none, none);
+        right &= again[i] == saved_mean[i] && again[c + i] == saved_rstd[i], total[i] = dbeta[i],
+                                                                             total[c + i] = dgamma[i];
+    for (int64_t i = 0; i < values; ++i) dx[i] = T{};
+    right &= kernels_checked.backward(Backward{p, x.get(), dz.get(), saved_mean.get(), saved_rstd.get(), dx.get(),
+                                               nullptr, nullptr, nullptr, total.get(), p.n * p.s});
+    for (int64_t i = 0; i < c && values; ++i)
+        right &= channel_is_right<T>(p, i, again[i], again[c + i], x.get(), z.get(), dz.get(), dx.get(), nullptr);
+    auto rstd = block<double>(c, 0.5);
+    right &= kernels_checked.inference(Inference{p, x.get(), saved_mean.get(), rstd.get(), z.get()});
+    for (int64_t i = 0; i < c && values; ++i)
+        right &= channel_is_right(p, i, saved_mean[i], 0.5, x.get(), z.get(), none, none, none);
     ++runs;
     return right;
 }

@@ -262,7 +262,7 @@ def test_the_backward_sees_the_same_mask_as_the_forward(activation, channels_las
     x, *_ = make((10, 5, 7, 9), channels_last=channels_last)
     x = torch.empty_like(x).copy_(1 + steps[:, None, None, None])
     weight, bias = torch.ones(5), torch.zeros(5)
-    (z, *_), saved = bindings.forward(x, Transform(weight, bias, 1e-5, activation, SLOPE))
+    z, _, _, saved = bindings.forward(x, Transform(weight, bias, 1e-5, activation, SLOPE))
     assert (z == 0).any()
     ones = torch.ones_like(x)
     dbias = bindings.backward(ones, x, Transform(weight, bias, 1e-5, activation, SLOPE), saved)[2]
@@ -332,15 +332,15 @@ def test_nothing_is_written_outside_the_outputs(shape, dtype, channels_last, gua
     x, weight, bias, dz = make(shape, dtype, channels_last)
     running = bindings.Running(torch.empty(shape[1]), torch.empty(shape[1]), 0.1)
     how = Transform(weight, bias, 1e-5, "relu", 0.0, residual=make(shape, dtype, channels_last, 1)[0])
-    (z, batch, _), saved = bindings.forward(x, how)
+    z, batch, _, saved = bindings.forward(x, how)
     assert batch is not None
-    tracked, saved_too = bindings.forward(x, how, running)
+    tracked = bindings.forward(x, how, running)
     gradients = bindings.backward(dz, x, how, saved, want_dresidual=True)
     assert gradients.x is not None
     assert gradients.residual is not None
     inferred = bindings.inference(x, batch[0], batch[1], how)
     gradient = (gradients.x, gradients.weight, gradients.bias, gradients.residual)
-    outputs = (z, batch, saved, tracked.z, saved_too, running.mean, running.var, *gradient, inferred)
+    outputs = (z, batch, saved, tracked.z, tracked.saved, running.mean, running.var, *gradient, inferred)
     assert len(guarded) == 2 * len(outputs)
     assert all((guard == 77).all() for guard in guarded)
     assert not any((out == 77).any() for out in outputs), "left out"

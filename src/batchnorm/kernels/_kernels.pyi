@@ -27,10 +27,22 @@ def forward(
     running_var: int,
     momentum: float,
     count: int,
+    size: int,
 ) -> bool: ...
 def backward(
-    problem: Problem, x: int, dz: int, saved: int, dx: int, dresidual: int, dweight: int, dbias: int
+    problem: Problem,
+    x: int,
+    dz: int,
+    saved: int,
+    dx: int,
+    dresidual: int,
+    dweight: int,
+    dbias: int,
+    total: int,
+    count: int,
+    size: int,
 ) -> None: ...
+def normalize(problem: Problem, x: int, saved: int, z: int) -> None: ...
 def inference(problem: Problem, x: int, mean: int, var: int, eps: float, z: int) -> None: ...
 def update_running(running_mean: int, running_var: int, mean: int, var: int, c: int, momentum: float) -> bool: ...
 def target() -> str: ...

@@ -6,6 +6,7 @@ Double backward differentiates torch's operations instead.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import cast
 
 import torch
@@ -31,36 +32,37 @@ def needs_grad(*tensors: Tensor | None) -> bool:
     return False
 
 
-def eager(x: Tensor, how: Transform, running: Running | None = None) -> Normalized:
-    """Normalize by the batch with the kernel, and move `running` if it is given."""
+def eager(x: Tensor, how: Transform, running: Running | None = None, size: int = 0) -> Normalized:
+    """Normalize by the batch with the kernel, or by virtual batches of `size`, and move `running` if it is given."""
     if needs_grad(x, how.weight, how.bias, how.residual):
-        return Normalized(*_NormalizeByBatch.apply(x, *how, running))
-    return bindings.forward(x, how, running)[0]
+        return Normalized(*_NormalizeByBatch.apply(x, *how, running, size))
+    return bindings.forward(x, how, running, size)
 
 
 class _NormalizeByBatch(torch.autograd.Function):
     """The kernel in eager mode. Its overhead is a fifth of that of the operator below."""
 
     @staticmethod
-    def forward(ctx, x, weight, bias, eps, activation, slope, residual, running):
+    def forward(ctx, x, weight, bias, eps, activation, slope, residual, running, size):
         how = Transform(weight, bias, eps, activation, slope, residual)
-        normalized, saved = bindings.forward(x, how, running)
-        if normalized.batch is not None:
-            ctx.mark_non_differentiable(normalized.batch)
-        _save(ctx, x, how, saved)
+        normalized = bindings.forward(x, how, running, size)
+        statistics = (t for t in (normalized.batch, normalized.saved) if t is not None)
+        ctx.mark_non_differentiable(*statistics)
+        _save(ctx, x, how, normalized.saved, size)
         ctx.set_materialize_grads(False)
         return normalized
 
     @staticmethod
     def backward(ctx, *gradients):
-        return *_gradients(ctx, gradients[0], _backward), None
+        return *_gradients(ctx, gradients[0], partial(_backward, size=ctx.size)), None, None
 
 
-def _save(ctx, x: Tensor, how: Transform, saved: Tensor) -> None:
+def _save(ctx, x: Tensor, how: Transform, saved: Tensor, size: int = 0) -> None:
     """Save for the backward: the residual only if the slope of the activation needs it."""
     kept = how.residual if how.activation is not None else None
     ctx.save_for_backward(x, how.weight, how.bias, kept, saved)
     ctx.settings = (how.eps, how.activation, how.slope)
+    ctx.size = size
 
 
 def _gradients(ctx, dz: Tensor | None, backward: Backward) -> Found:
@@ -76,7 +78,7 @@ def _gradients(ctx, dz: Tensor | None, backward: Backward) -> Found:
         dx, dweight, dbias, dresidual = (t if want else None for t, want in zip(found, wanted, strict=True))
         return dx, dweight, dbias, None, None, None, dresidual
     with torch.enable_grad():
-        z = finish(fallback.normalize_by_batch(x, how)[0], how)
+        z = finish(fallback.normalize_by_virtual_batches(x, how, ctx.size), how)
     inputs = [t for t, want in zip((x, weight, bias, residual), wanted, strict=True) if want and t is not None]
     gradients = iter(torch.autograd.grad(z, inputs, dz, create_graph=True))
     dx, dweight, dbias = (next(gradients) if want else None for want in wanted[:3])
@@ -96,7 +98,7 @@ def operator(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return z, (mean, unbiased var) and (mean, rstd) for the backward: the kernel for compilers and exporters."""
     dense, how = _coerced(x, Transform(weight, bias, eps, _named(activation), slope, residual))
-    (z, batch, _), saved = bindings.forward(dense, how)
+    z, batch, _, saved = bindings.forward(dense, how)
     assert batch is not None  # without running statistics there is one
     return (z if dense is x else torch.empty_like(x).copy_(z)), batch, saved
 
@@ -129,16 +131,18 @@ def _named(activation: str | None) -> Activation | None:
     return cast(Activation | None, activation)  # an operator's schema has no Literal
 
 
-def _backward(dz: Tensor, x: Tensor, how: Transform, saved: Tensor, want_dx: bool, want_dresidual: bool) -> Gradients:
+def _backward(
+    dz: Tensor, x: Tensor, how: Transform, saved: Tensor, want_dx: bool, want_dresidual: bool, size: int = 0
+) -> Gradients:
     """Run the backward kernel on saved tensors of any dtype and strides, as hooks of saved tensors may return them."""
     x, how = _coerced(x, how)
     saved = saved.double().contiguous()
-    if saved.shape != (2, x.shape[1]) or dz.shape != x.shape:
+    if saved.shape[-2:] != (2, x.shape[1]) or dz.shape != x.shape:
         raise BatchNormError(
             f"the backward of batch_norm got tensors of shapes {tuple(x.shape)} and {tuple(saved.shape)} from hooks of "
             f"saved tensors; wanted the shapes that the hooks received, {tuple(dz.shape)} and {(2, dz.shape[1])}"
         )
-    return bindings.backward(dz.to(x.dtype), x, how, saved, want_dx, want_dresidual)
+    return bindings.backward(dz.to(x.dtype), x, how, saved, want_dx, want_dresidual, size)
 
 
 def _coerced(x: Tensor, how: Transform) -> tuple[Tensor, Transform]:

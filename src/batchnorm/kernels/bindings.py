@@ -56,11 +56,13 @@ class Normalized(NamedTuple):
         z: the output, shaped like the input.
         batch: mean and unbiased variance of the batch, (2, C). None if running statistics were given.
         finite: True if the batch statistics are finite. Only then do given running statistics move.
+        saved: mean and rstd of each virtual batch, (G, 2, C) in float64, for the backward.
     """
 
     z: Tensor
     batch: Tensor | None
     finite: bool
+    saved: Tensor
 
 
 def kernel_target() -> str | None:
@@ -108,30 +110,63 @@ def are_per_channel(channels: int, *tensors: Tensor | None) -> bool:
     return True
 
 
-def forward(x: Tensor, how: Transform, running: Running | None = None) -> tuple[Normalized, Tensor]:
+def forward(x: Tensor, how: Transform, running: Running | None = None, size: int = 0) -> Normalized:
     """Normalize by the batch, and move `running` if it is given. The residual must have the dtype of `x`.
 
-    Returns:
-        The results, and mean and rstd for the backward, (2, C) in float64.
+    Arguments:
+        x: (N, C, ...).
+        how: what to apply.
+        running: moved in place. None with virtual batches.
+        size: of the virtual batches. 0 means that all examples are one. Then `batch` and `saved` are (2, C).
     """
     z = torch.empty_like(x)
-    saved = torch.empty((2, x.size(1)), dtype=torch.float64, device=CPU)
+    shape = (2, x.size(1)) if size == 0 else (max(1, x.size(0) // size), 2, x.size(1))
+    saved = torch.empty(shape, dtype=torch.float64, device=CPU)
     last = is_channels_last(x)
     residual = None if how.residual is None else _laid_out(how.residual, x, last)
     problem = _problem(x, last, how, residual)
     eps = how.eps
     if running is None:
-        batch = torch.empty((2, x.size(1)), dtype=torch.float32, device=CPU)
+        batch = torch.empty(shape, dtype=torch.float32, device=CPU)
         outputs = (z.data_ptr(), batch.data_ptr(), saved.data_ptr())
-        finite = _kernels.forward(problem, x.data_ptr(), eps, *outputs, 0, 0, 0.0, 0)  # no running statistics
-        return Normalized(z, batch, finite), saved
+        finite = _kernels.forward(problem, x.data_ptr(), eps, *outputs, 0, 0, 0.0, 0, size)  # no running statistics
+        return Normalized(z, batch, finite, saved)
     mean, var, momentum, count = running
     outputs = (z.data_ptr(), 0, saved.data_ptr())  # no batch statistics: the kernel blends them into the running ones
     moved = (mean.data_ptr(), var.data_ptr(), float(momentum), _address(count))
-    finite = _kernels.forward(problem, x.data_ptr(), eps, *outputs, *moved)
+    finite = _kernels.forward(problem, x.data_ptr(), eps, *outputs, *moved, 0)
     # Tell autograd about the write, as torch's own operations do.
     torch.autograd.graph.increment_version((mean, var) if count is None else (mean, var, count))
-    return Normalized(z, None, finite), saved
+    return Normalized(z, None, finite, saved)
+
+
+def statistics(x: Tensor) -> Tensor:
+    """Return mean and 1 / std (biased) of each channel, (2, C) in float64. x must have values."""
+    saved = torch.empty((2, x.size(1)), dtype=torch.float64, device=CPU)
+    batch = torch.empty((2, x.size(1)), dtype=torch.float32, device=CPU)
+    problem = _problem(x, is_channels_last(x), Transform(None, None, 0.0), None)
+    _kernels.forward(problem, x.data_ptr(), 0.0, 0, batch.data_ptr(), saved.data_ptr(), 0, 0, 0.0, 0, 0)
+    return saved
+
+
+def normalize(x: Tensor, saved: Tensor, how: Transform) -> Tensor:
+    """Normalize by given mean and rstd, (2, C) in float64. The residual must have the dtype of `x`."""
+    z, last = torch.empty_like(x), is_channels_last(x)
+    residual = None if how.residual is None else _laid_out(how.residual, x, last)
+    _kernels.normalize(_problem(x, last, how, residual), x.data_ptr(), saved.data_ptr(), z.data_ptr())
+    return z
+
+
+class Whole(NamedTuple):
+    """The sums over a batch of which one process has a part.
+
+    Arguments:
+        sums: dbias and dweight, (2, C) in float64.
+        values: of a channel.
+    """
+
+    sums: Tensor
+    values: int
 
 
 class Gradients(NamedTuple):
@@ -144,7 +179,14 @@ class Gradients(NamedTuple):
 
 
 def backward(
-    dz: Tensor, x: Tensor, how: Transform, saved: Tensor, want_dx: bool = True, want_dresidual: bool = False
+    dz: Tensor,
+    x: Tensor,
+    how: Transform,
+    saved: Tensor,
+    want_dx: bool = True,
+    want_dresidual: bool = False,
+    size: int = 0,
+    whole: Whole | None = None,
 ) -> Gradients:
     """Return the gradients.
 
@@ -155,6 +197,8 @@ def backward(
         saved: mean and rstd from the forward.
         want_dx: compute the gradient of x.
         want_dresidual: compute the gradient of the residual. Without an activation it is `dz` itself.
+        size: of the virtual batches, as in the forward.
+        whole: sums over a batch of which x is a part. Then weight and bias get these as their gradients.
     """
     last, channels = is_channels_last(x), x.size(1)
     dz = _laid_out(dz, x, last)
@@ -166,7 +210,8 @@ def backward(
     problem = _problem(x, last, how, residual)
     # Address 0: skip this gradient.
     outputs = (_address(dx), _address(dresidual), dweight.data_ptr(), dbias.data_ptr())
-    _kernels.backward(problem, x.data_ptr(), dz.data_ptr(), saved.data_ptr(), *outputs)
+    total, count = (0, 0) if whole is None else (whole.sums.data_ptr(), whole.values)
+    _kernels.backward(problem, x.data_ptr(), dz.data_ptr(), saved.data_ptr(), *outputs, total, count, size)
     return Gradients(dx if want_dx else None, dweight, dbias, dresidual if follows else dz if want_dresidual else None)
 
 

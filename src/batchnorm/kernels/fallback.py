@@ -22,6 +22,19 @@ def normalize_by_batch(x: Tensor, how: Transform) -> tuple[Tensor, Tensor, Tenso
     return F.batch_norm(x, mean, var, how.weight, how.bias, training=True, momentum=1.0, eps=how.eps), mean, var
 
 
+def normalize_by_virtual_batches(x: Tensor, how: Transform, size: int) -> Tensor:
+    """Return y = BN(x) by virtual batches of `size` examples, or by the whole batch if it is 0."""
+    if not size:
+        return normalize_by_batch(x, how)[0]
+    return torch.cat([normalize_by_batch(part, how)[0] for part in x.split(virtual_batches(len(x), size))])
+
+
+def virtual_batches(examples: int, size: int) -> list[int]:
+    """Return the number of examples of each virtual batch. A short last one is part of the one before it."""
+    parts = max(1, examples // size) if size else 1
+    return [*[size] * (parts - 1), examples - size * (parts - 1)]
+
+
 def update_on_host(
     running_mean: Tensor, running_var: Tensor, mean: Tensor, var: Tensor, momentum: float | Tensor
 ) -> bool:
