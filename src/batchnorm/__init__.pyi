@@ -33,6 +33,12 @@ from .moments import Moments as Moments
 from .paper.trial.compare import trial as trial
 from .paper.trial.result import TrialResult as TrialResult
 from .paper.trial.verdict import TrialRow as TrialRow
+from .statistics.accumulate import accumulate as accumulate
+from .statistics.hold import hold_statistics as hold_statistics
+from .statistics.masks import masked as masked
+from .statistics.merging import merge_statistics as merge_statistics
+from .statistics.synchronize import desynchronize as desynchronize
+from .statistics.synchronize import synchronize as synchronize
 
 __version__: str
 __all__: list[str]

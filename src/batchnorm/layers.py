@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,10 +13,12 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .kernels import dispatch
+from .kernels import batches, dispatch
 from .kernels.activation import Activation, Transform
+from .kernels.batches import Special
 from .kernels.bindings import Running
 from .kernels.checks import check_activation, check_running
+from .kernels.packing import as_mask
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -27,19 +30,22 @@ class FusedBatchNorm(_BatchNorm):
     """Normalize over axis 1 and apply what follows: z = g(BN(x) + residual) (Sec. 3.2).
 
     BN(x) = weight * (x - mean) / sqrt(var + eps) + bias. `layer(x)` has no residual; `layer(x, residual)` adds one.
+    With `layer(x, mask=mask)` or `layer(x, lengths=lengths)` only the values that the mask counts take part.
 
     Training normalizes by the mean and the biased variance of the batch. The running statistics move by `momentum`
     toward its mean and unbiased variance. Eval normalizes by the running statistics, or by the batch if
     `track_running_stats=False`.
 
     The layer is a subclass of torch's layer of the same name, and either loads the other's `state_dict`. It differs
-    from torch's layer in three ways:
+    from torch's layer in four ways:
 
     - Running statistics stay float32 in a `.half()` or `.bfloat16()` network. (A bfloat16 running mean in torch stops
       at 96 where the true mean is 100.)
     - A batch whose mean or variance is not finite changes neither the running statistics nor `num_batches_tracked`. In
       eager mode on the CPU the layer warns once. Elsewhere it is silent, because a warning would have to wait for the
       device.
+    - A batch counts once. A forward inside a backward pass, as `torch.utils.checkpoint` has it, changes neither the
+      running statistics nor `num_batches_tracked`. (Torch counts it twice: pytorch issue 96136.)
     - `momentum=None`, the cumulative average, works under `torch.compile(fullgraph=True)`.
 
     Some of torch's tools replace any batch norm by an affine map, such as `SyncBatchNorm.convert_sync_batchnorm` and
@@ -54,17 +60,21 @@ class FusedBatchNorm(_BatchNorm):
         track_running_stats: keep `running_mean`, `running_var` and `num_batches_tracked`.
         activation: None, "relu", "leaky_relu", "relu6", "sigmoid", "silu", "hardswish", "gelu" or "gelu_tanh".
         negative_slope: slope of the leaky ReLU below 0.
+        virtual_batch_size: in training, normalize each group of that many examples by statistics of its own ("ghost
+            batches"). A short last group is part of the one before it. The running statistics are those of the whole
+            batch. None for one group.
         device, dtype: of parameters and buffers, as in torch. Statistics are float32 at least.
         **torch_options: other arguments of torch's layer, such as `bias=False` in recent versions.
 
     Raises:
-        BatchNormError: the activation is unknown, or the residual has another shape than the input. In training, also
-            if the batch has one value per channel.
+        BatchNormError: the activation is unknown, or the residual or the mask has a wrong shape. In training, also if
+            the batch, or a virtual batch, has one value per channel that counts.
     """
 
     activation: Activation | None = None
     negative_slope: float = 0.01
     _warned = False
+    _special: Special | None = None  # None is the fast path
 
     def __init__(
         self,
@@ -78,28 +88,53 @@ class FusedBatchNorm(_BatchNorm):
         *,
         activation: Activation | None = None,
         negative_slope: float = 0.01,
+        virtual_batch_size: int | None = None,
         **torch_options: Any,
     ) -> None:
         check_activation(activation)
+        size = batches.check_size(virtual_batch_size)
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, **torch_options)
         self.activation = activation
         self.negative_slope = negative_slope
+        self._special = Special(size=size) if size else None
         self.widen_statistics()
 
-    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+    @property
+    def virtual_batch_size(self) -> int | None:
+        """Return the number of examples in a virtual batch, or None."""
+        return None if self._special is None or not self._special.size else self._special.size
+
+    def forward(
+        self,
+        input: Tensor,
+        residual: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
+        lengths: Tensor | None = None,
+    ) -> Tensor:
         """Normalize `input`, and in training move the running statistics in place.
+
+        With a mask the statistics are those of the values that count, as if they had been packed. The output is 0
+        elsewhere, and no gradient flows from or to there. A batch in which nothing counts leaves the running
+        statistics as they are.
 
         Arguments:
             input: (N, C, ...).
             residual: shaped like `input`, added before the activation, or None.
+            mask: bool, (N,) or broadcastable to the shape of `input` without its channel axis. True where a value
+                counts. None if all do.
+            lengths: integers, (N,), in place of `mask` for (N, C, L): how many values of each sequence count.
         """
         if isinstance(input, Proxy):  # torch.fx makes leaves of layers from torch's own modules only
             tracer, inputs = input.tracer, (input,) if residual is None else (input, residual)
-            return tracer.create_proxy("call_module", tracer.path_of_module(self), inputs, {})  # pyright: ignore[reportAttributeAccessIssue, reportReturnType]
+            named = {name: t for name, t in (("mask", mask), ("lengths", lengths)) if t is not None}
+            return tracer.create_proxy("call_module", tracer.path_of_module(self), inputs, named)  # pyright: ignore[reportAttributeAccessIssue, reportReturnType]
         self._check_input_dim(input)
         running_mean, running_var = self.running_mean, self.running_var
         how = Transform(self.weight, self.bias, self.eps, self.activation, self.negative_slope, residual)
-        tracks = self.training and self.track_running_stats and input.numel() > 0
+        if self._special is not None or mask is not None or lengths is not None:
+            return self._normalize_specially(input, how, mask, lengths)
+        tracks = self.training and self.track_running_stats and input.numel() > 0 and not batches.in_backward()
         if tracks and running_mean is not None and running_var is not None:
             running = Running(running_mean, running_var, self._momentum(), self.num_batches_tracked)
             z, finite = dispatch.normalize_and_track(input, how, running)
@@ -110,6 +145,18 @@ class FusedBatchNorm(_BatchNorm):
             check_running(input, running_mean, running_var)
             return dispatch.normalize_by_batch(input, how)[0]
         return dispatch.normalize(input, running_mean, running_var, how)
+
+    def _normalize_specially(self, x: Tensor, how: Transform, mask: Tensor | None, lengths: Tensor | None) -> Tensor:
+        special = self._special or Special()
+        if mask is not None or lengths is not None:
+            special = replace(special, mask=lambda x: as_mask(x, mask, lengths))
+        mean, var, running = self.running_mean, self.running_var, None
+        if mean is not None and var is not None and (self.track_running_stats or not self.training):
+            running = Running(mean, var, self._momentum(), self.num_batches_tracked)
+        z, finite = batches.batch_norm(x, how, running, self.training, special)
+        if finite is False:
+            self._warn()
+        return z
 
     def _momentum(self) -> float | Tensor:
         if self.momentum is not None:
@@ -134,6 +181,8 @@ class FusedBatchNorm(_BatchNorm):
             text += f", activation={self.activation!r}"
         if self.activation == "leaky_relu":
             text += f", negative_slope={self.negative_slope}"
+        if self.virtual_batch_size is not None:
+            text += f", virtual_batch_size={self.virtual_batch_size}"
         return text
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:

@@ -437,3 +437,16 @@ def test_any_small_network_keeps_its_function_and_trains_the_same(kinds, seed):
     # float64 sums in another order differ in their last digits, and three steps of training add to that
     torch.testing.assert_close(fused.state_dict(), plain.state_dict(), rtol=1e-8, atol=1e-10)
     torch.testing.assert_close(fused.eval()(x), plain.eval()(x), rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("kind", [bn.BatchNorm1d, nn.BatchNorm1d])
+def test_a_layer_that_takes_its_statistics_in_another_way_is_kept(kind):
+    model = nn.Sequential(kind(3), nn.ReLU())
+    with bn.masked(model, mask=torch.tensor([True, True, False])):
+        (row,) = bn.fuse(model, torch.randn(3, 3)).rows
+    assert (row.outcome, row.reason) == ("kept", "it takes its statistics in another way")
+
+
+def test_a_layer_with_virtual_batches_is_kept():
+    (row,) = bn.fuse(nn.Sequential(bn.BatchNorm1d(3, virtual_batch_size=2)), torch.randn(4, 3)).rows
+    assert row.outcome == "kept"

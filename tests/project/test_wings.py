@@ -24,6 +24,7 @@ WINGS = [
     "layers",
     "graph",
     "algorithm2",
+    "statistics",
     "page",
     "diagnosis",
     "paper.training",

@@ -5,6 +5,7 @@ implementation uses.
 """
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +15,7 @@ def axes_and_shape(x):
     return axes, (1, -1, *([1] * (x.ndim - 2)))
 
 
-def forward(x, weight, bias, eps=1e-5, activation=None, slope=0.01, mean=None, var=None, residual=0.0):
+def forward(x, weight, bias, eps=1e-5, activation=None, slope=0.01, mean=None, var=None, residual: Any = 0.0):
     """Return z = g(BN(x) + residual), by the batch's own statistics unless mean and var are given."""
     x = np.asarray(x, np.float64)
     axes, shape = axes_and_shape(x)
@@ -33,7 +34,7 @@ def population(x):
     return columns.mean(1), columns.var(1, ddof=1)
 
 
-def backward(grad, x, weight, bias, eps=1e-5, activation=None, slope=0.01, residual=0.0):
+def backward(grad, x, weight, bias, eps=1e-5, activation=None, slope=0.01, residual: Any = 0.0):
     """(dx, dgamma, dbeta, dresidual) of a training step, term by term as the paper derives them."""
     x, grad = np.asarray(x, np.float64), np.asarray(grad, np.float64)
     axes, shape = axes_and_shape(x)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import TypeVar
 
 import torch
@@ -11,6 +12,7 @@ from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import forward_ad
 from torch.nn import Parameter
 
+from ..moments import Moments
 from . import autograd, bindings, device, fallback
 from .activation import Transform, finish
 from .bindings import Running
@@ -37,7 +39,7 @@ def normalize_by_batch(x: Tensor, how: Transform) -> tuple[Tensor, Tensor, Tenso
     how = _with_wide_affine(x, how)
     weight, bias = how.weight, how.bias
     if _kernel_supports(x, 1, how.residual, weight, bias):
-        z, batch, _ = autograd.eager(x, how)
+        z, batch, _, _ = autograd.eager(x, how)
         assert batch is not None  # without running statistics there is one
         return z, batch[0], batch[1]
     if _operator_supports(x, how.residual, weight, bias):
@@ -45,6 +47,41 @@ def normalize_by_batch(x: Tensor, how: Transform) -> tuple[Tensor, Tensor, Tenso
         return z, batch[0], batch[1]
     y, mean, var = fallback.normalize_by_batch(x, how)
     return finish(y, how), mean, var
+
+
+def normalize_with_moments(x: Tensor, how: Transform, size: int = 0) -> tuple[Tensor, Moments]:
+    """Normalize `x` by its own statistics. Return z and the moments of all of x, without gradient.
+
+    Arguments:
+        x: (N, C, ...).
+        how: what to apply.
+        size: examples in a virtual batch, each with statistics of its own. A short last one is part of the one
+            before it. 0 means that all examples are one.
+
+    Raises:
+        BatchNormError: as `normalize_by_batch`.
+    """
+    check_batch(x[:size] if size else x, how.eps)
+    check_residual(x, how.residual)
+    how = _with_wide_affine(x, how)
+    if x.numel() and kernel_supports(x, how):
+        z, _, _, saved = autograd.eager(x, how, None, size)
+        parts = zip(saved.view(-1, 2, x.size(1)), fallback.virtual_batches(len(x), size), strict=True)
+        values = x.numel() // (len(x) * x.size(1))
+        return z, reduce(Moments.merge, (_moments(part, how.eps, n * values) for part, n in parts))
+    return finish(fallback.normalize_by_virtual_batches(x, how, size), how), Moments.from_batch(x)
+
+
+def moments(x: Tensor) -> Moments:
+    """Return the moments of `x`, by the kernel where it supports x."""
+    if not (x.numel() and kernel_supports(x.detach(), Transform(None, None, 0.0))):
+        return Moments.from_batch(x)
+    return _moments(bindings.statistics(x), 0.0, x.numel() // x.size(1))
+
+
+def _moments(saved: Tensor, eps: float, count: int) -> Moments:
+    mean, rstd = saved.unbind()
+    return Moments(count, mean, count * (rstd**-2 - eps).clamp_min(0.0))
 
 
 def normalize_and_track(x: Tensor, how: Transform, running: Running) -> tuple[Tensor, bool | Tensor | None]:
@@ -64,7 +101,7 @@ def normalize_and_track(x: Tensor, how: Transform, running: Running) -> tuple[Te
             return finish(device.normalize_and_track(x, _with_wide_affine(x, how), running), how), None
     elif _kernel_supports(x, 1, how.residual, *per_channel) and _kernel_tracks(running):
         check_batch(x, how.eps)
-        z, _, finite = autograd.eager(x, how, running)
+        z, _, finite, _ = autograd.eager(x, how, running)
         return z, finite
     check_running(x, running.mean, running.var)
     z, mean, var = normalize_by_batch(x, how)
@@ -116,6 +153,11 @@ def _move(running: Running, mean: Tensor, var: Tensor) -> bool | Tensor:
     if eager and mean.device.type == running.mean.device.type == "cpu":
         return fallback.update_on_host(*statistics, running.momentum)
     return fallback.update_on_device(*statistics, running.momentum)
+
+
+def kernel_supports(x: Tensor, how: Transform) -> bool:
+    """Return True if the kernel can train on these. Otherwise torch's operations run."""
+    return _kernel_supports(x, 1, how.residual, how.weight, how.bias)
 
 
 def _kernel_supports(x: Tensor, fewest: int, residual: Tensor | None, *per_channel: Tensor | None) -> bool:

@@ -1,0 +1,94 @@
+"""Exchange numbers between the processes of `torch.distributed`, and notice when they are in different layers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ..errors import PeerError, first_line
+from ..moments import Moments
+
+_HEADER = 3  # layer, direction, channels
+_DIRECTIONS = ("forward", "backward")
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """The processes that share the statistics of one layer.
+
+    Every exchange of every layer has the same size, so that processes in different layers get each other's numbers,
+    and an error that names both, where collectives of different sizes would hang.
+
+    A copy of a layer shares the meeting. A pickled layer loses it, because its processes are gone.
+
+    Arguments:
+        group: the processes, in a group that nothing else uses.
+        names: the names of all layers of the network that share statistics, in order.
+        index: which of them this layer is.
+        channels: the most channels that any of them has.
+    """
+
+    group: Any
+    names: tuple[str, ...]
+    index: int
+    channels: int
+
+    def __deepcopy__(self, _: dict[int, Any]) -> Meeting:
+        return self
+
+    def __reduce__(self) -> tuple[Any, tuple[()]]:
+        return type(None), ()
+
+    def merge(self, own: Moments) -> Moments:
+        """Return the moments of all processes together, merged in the order of the ranks."""
+        channels = len(own.mean)
+        count = own.mean.new_tensor([own.count])
+        rows = self._exchange(0, channels, torch.cat((count, own.mean, own.m2)))
+        counts = rows[:, 0].tolist()  # waits once
+        parts = rows[:, 1:].unflatten(1, (2, channels)).unbind()
+        return reduce(
+            Moments.merge,
+            (Moments(int(n), *part.unbind()) for n, part in zip(counts, parts, strict=True) if n),
+            Moments(0, torch.zeros_like(own.mean), torch.zeros_like(own.m2)),
+        )
+
+    def sum(self, own: Tensor) -> Tensor:
+        """Return the sum of own (2, C), in float64, over all processes."""
+        return self._exchange(1, own.shape[1], own.flatten()).sum(0).view_as(own)
+
+    def _exchange(self, direction: int, channels: int, values: Tensor) -> Tensor:
+        """Return the values of every process, (processes, len(values))."""
+        header = values.new_tensor([self.index, direction, channels])
+        sent = values.new_zeros(_HEADER + 1 + 2 * self.channels)
+        sent[: _HEADER + len(values)] = torch.cat((header, values))
+        parts = [torch.empty_like(sent) for _ in range(dist.get_world_size(self.group))]
+        try:
+            dist.all_gather(parts, sent, group=self.group)
+        except RuntimeError as error:
+            raise PeerError(
+                f"rank {dist.get_rank()} waited in the {_DIRECTIONS[direction]} of layer {self.names[self.index]!r} "
+                f"for the other processes: {first_line(error)}. One of them failed, or skipped the layer."
+            ) from error
+        found = torch.stack(parts)
+        self._check(found[:, :_HEADER].tolist())
+        return found[:, _HEADER : _HEADER + len(values)]
+
+    def _check(self, headers: list[list[float]]) -> None:
+        """Raise PeerError unless all processes are in the same layer."""
+        own_rank = dist.get_rank(self.group)
+        own = headers[own_rank]
+        for rank, other in enumerate(headers):
+            if other != own:
+                raise PeerError(
+                    f"rank {rank} is in {self._described(other)}, rank {own_rank} in {self._described(own)}. Every "
+                    "process must run the same layers in the same order. Give one without examples an empty batch."
+                )
+
+    def _described(self, header: list[float]) -> str:
+        index, direction, channels = map(int, header)
+        return f"the {_DIRECTIONS[direction]} of layer {self.names[index]!r} ({channels} channels)"

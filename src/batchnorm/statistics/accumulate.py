@@ -1,0 +1,70 @@
+"""`accumulate`: several micro-batches move the running statistics once, as one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import reduce
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..kernels import batches
+from ..kernels.bindings import Running
+from ..moments import Moments
+from .attached import layers_of, restored, special_of
+
+
+@contextmanager
+def accumulate(model: nn.Module) -> Iterator[None]:
+    """Around the micro-batches of one optimizer step, count them as one batch.
+
+    Each micro-batch is normalized by its own statistics, as without the block. At the end of the block the running
+    statistics move once, by the moments of all micro-batches together (Chan's formula). `num_batches_tracked` grows by
+    1. Without the block they move once a micro-batch, with the noise of a micro-batch (pytorch issue 46516).
+
+    A micro-batch whose statistics are not finite is left out. If the block raises, the running statistics and the
+    counts are as before it. Works with torch's layers and subclasses.
+
+    Arguments:
+        model: any network with BN layers.
+
+    Raises:
+        BatchNormError: there is no BN layer.
+
+    Example:
+        >>> import torch
+        >>> import batchnorm as bn
+        >>> model = torch.nn.Sequential(torch.nn.BatchNorm1d(1, momentum=1.0))
+        >>> with bn.accumulate(model):
+        ...     for micro_batch in torch.tensor([[[0.0], [2.0]], [[10.0], [12.0]]]):
+        ...         _ = model(micro_batch)
+        >>> model[0].running_mean, model[0].num_batches_tracked
+        (tensor([6.]), tensor(1))
+    """
+    layers = {name: layer for name, layer in layers_of(model, "accumulate").items() if layer.running_mean is not None}
+    counts = {name: n.clone() for name, layer in layers.items() if (n := layer.num_batches_tracked) is not None}
+    collected: dict[str, list[Moments]] = {name: [] for name in layers}
+    try:
+        with restored(layers, "collected"):
+            for name, layer in layers.items():
+                special_of(layer).collected = collected[name]
+            yield
+    finally:
+        for name, count in counts.items():  # torch's layers count each micro-batch
+            layers[name].num_batches_tracked.copy_(count)  # pyright: ignore[reportOptionalMemberAccess]
+    for name, layer in layers.items():
+        _move(layer, collected[name])
+
+
+@torch.no_grad()
+def _move(layer: _BatchNorm, collected: list[Moments]) -> None:
+    finite = [moments for moments in collected if moments.count and bool(moments.m2.isfinite().all())]
+    mean, var, count = layer.running_mean, layer.running_var, layer.num_batches_tracked
+    if not finite or mean is None or var is None:
+        return
+    momentum = layer.momentum
+    if momentum is None:  # the cumulative average
+        momentum = 1.0 if count is None else 1.0 / (int(count) + 1)
+    batches.move(Running(mean, var, momentum, count), reduce(Moments.merge, finite))

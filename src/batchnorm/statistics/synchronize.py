@@ -1,0 +1,105 @@
+"""`synchronize` and `desynchronize`: statistics over all processes of `torch.distributed`."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..errors import BatchNormError
+from ..kernels.meeting import Meeting
+from .attached import layers_of, settle, special_of
+
+
+def synchronize(model: nn.Module, process_group: Any = None) -> nn.Module:
+    """Let every BN layer of `model` take its statistics over all processes, in place.
+
+    In training, each layer normalizes by the values of all processes, as one process with the whole batch would. The
+    counts may differ, as with unequal heights, and a process may have an empty batch. Masks combine with it. Virtual
+    batches stay within their process, and the running statistics are those of all.
+
+    Every layer exchanges count, mean and m2 once in the forward, and two sums once in the backward, in float64. A
+    layer's weight and bias get the gradient of the process's own values. DistributedDataParallel averages them.
+
+    Unlike `torch.nn.SyncBatchNorm` it runs on CPUs, with any backend, and keeps the activation of subclasses. If a
+    process skips a layer, or is in another one, all get an error that names both, where collectives would hang.
+
+    Arguments:
+        model: any network. Layers of this package, of torch, and subclasses of either. Those that are
+            `SyncBatchNorm` become synchronized by this package. Call it on every process, before
+            DistributedDataParallel, with the same network.
+        process_group: the processes to share with. None means all.
+
+    Returns:
+        The model itself.
+
+    Raises:
+        BatchNormError: `torch.distributed` is not initialized, or there is no BN layer.
+        PeerError: in a forward or backward, if another process is in another layer, failed, or did not answer within
+            the timeout of the process group.
+
+    Example:
+        >>> import torch
+        >>> import batchnorm as bn
+        >>> store = torch.distributed.HashStore()
+        >>> torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+        >>> model = bn.synchronize(torch.nn.Sequential(torch.nn.BatchNorm1d(1)))
+        >>> model(torch.tensor([[1.0], [3.0]])).detach()
+        tensor([[-1.0000],
+                [ 1.0000]])
+        >>> torch.distributed.destroy_process_group()
+    """
+    layers = layers_of(model, "synchronize")
+    if not (dist.is_available() and dist.is_initialized()):
+        raise BatchNormError(
+            "synchronize wants the processes of torch.distributed; got none. Start the script with torchrun, and call "
+            "torch.distributed.init_process_group first."
+        )
+    group = _own_group(process_group)
+    names = tuple(layers)
+    channels = max(layer.num_features for layer in layers.values())
+    for index, layer in enumerate(layers.values()):
+        special_of(layer).meeting = Meeting(group, names, index, channels)
+    return model
+
+
+def desynchronize(model: nn.Module) -> nn.Module:
+    """Let every BN layer of `model` take its statistics over its own process again, in place.
+
+    Arguments:
+        model: any network, synchronized or not. A `SyncBatchNorm` that `synchronize` took over is torch's again.
+
+    Returns:
+        The model itself.
+
+    Example:
+        >>> import torch
+        >>> import batchnorm as bn
+        >>> model = bn.desynchronize(torch.nn.Sequential(torch.nn.BatchNorm1d(1)))
+    """
+    for layer in model.modules():
+        if isinstance(layer, _BatchNorm):
+            special_of(layer).meeting = None
+            settle(layer)
+    return model
+
+
+def _own_group(group: Any) -> Any:
+    """Return a group of the same processes, for nothing else, with the same timeout.
+
+    In a shared group, a process that skips a layer would answer with another collective, and all would hang.
+    """
+    ranks = dist.get_process_group_ranks(group or dist.group.WORLD)
+    return dist.new_group(ranks, timeout=_timeout(group), use_local_synchronization=group is not None)
+
+
+def _timeout(group: Any) -> timedelta | None:
+    """Return the timeout of a group. None, the default of the backend, if torch does not tell."""
+    group = group or dist.group.WORLD
+    device = torch.device("cuda" if dist.get_backend(group) == "nccl" else "cpu")
+    options = getattr(group._get_backend(device), "options", None)
+    return getattr(options, "_timeout", None)

@@ -1,0 +1,244 @@
+"""Test masks against the numpy oracle on the packed values."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import timm
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from support import reference
+from torch import nn
+from torch.testing import assert_close
+
+import batchnorm as bn
+
+# float64: sums in another order. float32: some roundings of values near 1, more in sums over the values.
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5}
+LAYERS = {2: bn.BatchNorm1d, 3: bn.BatchNorm1d, 4: bn.BatchNorm2d, 5: bn.BatchNorm3d}
+
+
+def rows(t, mask):
+    """Return the values of t (N, C, ...) that count, (M, C), in numpy."""
+    return np.moveaxis(t.detach().double().numpy(), 1, -1)[mask.numpy()]
+
+
+def check_step(layer, x, counted, dz, residual=None, **given):
+    """Compare a training step of the layer with the oracle on packed values. NaN stands where nothing counts."""
+    channel = counted.unsqueeze(1)
+    x, dz, *residuals = (t.masked_fill(~channel, torch.nan) for t in (x, dz, residual) if t is not None)
+    inputs = [t.requires_grad_() for t in (x, *residuals)]
+    z = layer(*inputs, **given)
+    tolerance = TOLERANCE[x.dtype]
+    added = rows(residuals[0], counted) if residuals else 0.0
+    weight, bias = (p.detach().double().numpy() for p in (layer.weight, layer.bias))
+    arguments = (rows(x, counted), weight, bias, layer.eps, layer.activation)
+    want = reference.forward(*arguments, residual=added)
+    np.testing.assert_allclose(rows(z, counted), want, rtol=tolerance, atol=tolerance)
+    assert (z.masked_select(~channel.expand_as(z)) == 0).all()
+    found = torch.autograd.grad(z, (*inputs, layer.weight, layer.bias), dz)
+    dx, dweight, dbias, dresidual = reference.backward(rows(dz, counted), *arguments, residual=added)
+    expected = [dx, *([dresidual] if residuals else []), dweight, dbias]
+    for got, exact in zip(found, expected, strict=True):
+        if got.dim() > 1:
+            assert (got.masked_select(~channel.expand_as(got)) == 0).all()
+            got = torch.from_numpy(rows(got, counted))
+        np.testing.assert_allclose(
+            got.double().numpy(), exact, rtol=tolerance, atol=tolerance * int(counted.sum()) ** 0.5
+        )
+    mean, var = reference.population(rows(x, counted))
+    momentum = layer.momentum
+    assert_close(layer.running_mean.double().numpy(), momentum * mean, rtol=1e-5, atol=1e-6)
+    assert_close(layer.running_var.double().numpy(), 1 - momentum + momentum * var, rtol=1e-5, atol=1e-6)
+    assert layer.num_batches_tracked == 1
+
+
+def tensors(shape, dtype, seed=0):
+    rng = torch.Generator().manual_seed(seed)
+    return [torch.randn(shape, generator=rng, dtype=torch.float64).to(dtype) for _ in range(3)]
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("activation", [None, "relu", "silu"])
+@pytest.mark.parametrize("added", [False, True], ids=["alone", "residual"])
+@pytest.mark.parametrize("shape", [(9, 5), (4, 5, 7), (3, 5, 4, 6), (2, 3, 2, 4, 3)], ids=str)
+def test_a_step_is_that_of_the_packed_values(shape, added, activation, dtype):
+    x, residual, dz = tensors(shape, dtype)
+    mask = torch.rand((shape[0], *shape[2:]), generator=torch.Generator().manual_seed(1)) < 0.6
+    layer = LAYERS[len(shape)](shape[1], activation=activation, dtype=dtype)
+    check_step(layer, x, mask, dz, residual if added else None, mask=mask)
+
+
+@given(st.data())
+def test_any_mask(data):
+    n, length = data.draw(st.tuples(st.integers(1, 5), st.integers(1, 6)))
+    mask = torch.tensor(
+        data.draw(st.lists(st.lists(st.booleans(), min_size=length, max_size=length), min_size=n, max_size=n))
+    )
+    if mask.sum() < 2:
+        return
+    x, _, dz = tensors((n, 3, length), torch.float64)
+    check_step(bn.BatchNorm1d(3, dtype=torch.float64), x, mask, dz, mask=mask)
+
+
+@pytest.mark.parametrize("given_as", ["lengths", "examples", "broadcast", "channels_last"])
+def test_forms_of_a_mask(given_as):
+    x, _, dz = tensors((4, 3, 5, 6), torch.float64)
+    if given_as == "lengths":
+        x, dz = x[:, :, 0], dz[:, :, 0]
+        lengths = torch.tensor([6, 0, 3, 1])
+        mask, named = torch.arange(6) < lengths[:, None], {"lengths": lengths}
+    elif given_as == "examples":
+        mask = torch.tensor([True, False, True, True])
+        named = {"mask": mask}
+        mask = mask[:, None, None].expand(4, 5, 6)
+    else:
+        mask = torch.rand(4, 1, 6) < 0.5
+        named, mask = {"mask": mask}, mask.expand(4, 5, 6)
+    layer = LAYERS[x.dim()](3, dtype=torch.float64)
+    if given_as == "channels_last":
+        x = x.contiguous(memory_format=torch.channels_last)
+        assert layer(x, **named).is_contiguous(memory_format=torch.channels_last)
+        layer = LAYERS[x.dim()](3, dtype=torch.float64)
+    check_step(layer, x, mask, dz, **named)
+
+
+def test_in_eval_the_running_statistics_normalize_and_padding_has_no_gradient():
+    layer = bn.BatchNorm1d(3).eval()
+    x = torch.randn(2, 3, 4)
+    x[1, :, 2:] = torch.nan
+    z = layer(x.requires_grad_(), lengths=torch.tensor([4, 2]))
+    z.sum().backward()
+    assert (z[1, :, 2:] == 0).all()
+    assert_close(z[0], (x[0] / (1 + layer.eps) ** 0.5).detach())
+    assert x.grad is not None
+    assert torch.isfinite(layer.weight.grad).all()  # pyright: ignore[reportArgumentType]
+    assert (x.grad[1, :, 2:] == 0).all()
+
+
+def test_a_batch_without_a_value_that_counts_passes_zeros_and_is_not_counted():
+    layer = bn.BatchNorm1d(3)
+    before = {name: value.clone() for name, value in layer.state_dict().items()}
+    z = layer(torch.randn(2, 3, 4), lengths=torch.tensor([0, 0]))
+    assert (z == 0).all()
+    z.sum().backward()
+    assert_close(dict(layer.state_dict()), before, rtol=0, atol=0)
+
+
+def test_one_value_that_counts_is_refused():
+    with pytest.raises(bn.BatchNormError, match=r"more than 1 value per channel.*\(1, 3\)"):
+        bn.BatchNorm1d(3)(torch.randn(2, 3, 4), lengths=torch.tensor([1, 0]))
+
+
+WRONG = {
+    "both": ({"mask": torch.ones(2, 4, dtype=torch.bool), "lengths": torch.tensor([1, 2])}, "got both"),
+    "float mask": ({"mask": torch.ones(2, 4)}, r"mask must be bool.*float32"),
+    "shape": ({"mask": torch.ones(2, 5, dtype=torch.bool)}, r"\(2, 5\) does not fit.*\(2, 3, 4\)"),
+    "axes": ({"mask": torch.ones(2, 3, 4, dtype=torch.bool)}, "does not fit"),
+    "too long": ({"lengths": torch.tensor([5, 2])}, r"from 0 to 4.*\[5, 2\]"),
+    "negative": ({"lengths": torch.tensor([-1, 2])}, "from 0 to 4"),
+    "float lengths": ({"lengths": torch.tensor([1.0, 2.0])}, "must be 2 integers"),
+    "count of lengths": ({"lengths": torch.tensor([1])}, "must be 2 integers"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_masks(case):
+    named, match = WRONG[case]
+    with pytest.raises(bn.BatchNormError, match=match):
+        bn.BatchNorm1d(3)(torch.randn(2, 3, 4), **named)
+
+
+def test_lengths_are_for_sequences():
+    with pytest.raises(bn.BatchNormError, match=r"lengths are for an input of \(N, C, L\)"):
+        bn.BatchNorm2d(3)(torch.randn(2, 3, 4, 4), lengths=torch.tensor([1, 2]))
+
+
+def speech(kind) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv1d(4, 6, 3, padding=1), kind(6), nn.ReLU(), nn.Conv1d(6, 6, 3, stride=2, padding=1), kind(6), nn.ReLU()
+    )
+
+
+@pytest.mark.parametrize("kind", [bn.BatchNorm1d, nn.BatchNorm1d])
+def test_a_network_behind_a_stride_takes_the_ceiling_of_the_length(kind):
+    model, lengths = speech(kind), torch.tensor([9, 4, 1])
+    x = torch.randn(3, 4, 9)
+    seen = []
+    model[4].register_forward_hook(lambda _m, args, z: seen.append((args[0], z)))
+    with bn.masked(model, lengths=lengths):
+        model(x)
+    inside, z = seen[0]
+    halves = [5, 3, 1]  # ceil(length * 5 / 9)
+    mask = torch.arange(5) < torch.tensor(halves)[:, None]
+    mean, var = reference.population(rows(inside, mask))
+    assert_close(model[4].running_mean, torch.from_numpy(0.1 * mean).float())
+    assert_close(model[4].running_var, torch.from_numpy(0.9 + 0.1 * var).float())
+    assert (z.masked_select(~mask[:, None].expand_as(z)) == 0).all()
+
+
+@pytest.mark.parametrize("kind", [bn.BatchNorm1d, nn.BatchNorm1d])
+def test_statistics_do_not_depend_on_the_padding(kind):
+    lengths = torch.tensor([8, 5])
+    x = torch.randn(2, 4, 8)
+    states = []
+    for padding in (0, 8):
+        model = nn.Sequential(kind(4), nn.ReLU(), kind(4))
+        with bn.masked(model, lengths=lengths):
+            model(torch.nn.functional.pad(x, (0, padding), value=torch.nan))
+        states.append(dict(model.state_dict()))
+    assert_close(states[0], states[1], rtol=0, atol=0)
+
+
+def test_after_the_block_the_layers_are_ordinary():
+    model = nn.Sequential(nn.BatchNorm1d(3), bn.BatchNorm1d(3))
+    with pytest.raises(RuntimeError, match="stop"), bn.masked(model, mask=torch.tensor([True, False])):
+        raise RuntimeError("stop")
+    assert "forward" not in vars(model[0])
+    assert model[1]._special is None
+    assert not model._forward_pre_hooks
+
+
+def test_subclasses_keep_their_activation():
+    layer = timm.layers.BatchNormAct2d(3, act_layer=nn.SiLU)  # pyright: ignore[reportPrivateImportUsage]
+    x, mask = torch.randn(4, 3, 5, 5), torch.tensor([True, True, False, True])
+    with bn.masked(nn.Sequential(layer), mask=mask):
+        z = layer(x)
+    want = bn.BatchNorm2d(3, activation="silu")(x[mask])
+    assert_close(z[mask], want)
+
+
+def test_a_layer_without_places_counts_examples_with_a_value():
+    model = nn.Sequential(bn.BatchNorm1d(3), nn.AdaptiveAvgPool1d(1), nn.Flatten(), bn.BatchNorm1d(3))
+    seen = []
+    model[3].register_forward_pre_hook(lambda _m, args: seen.append(args[0]))
+    with bn.masked(model, lengths=torch.tensor([4, 0, 2])):
+        z = model(torch.randn(3, 3, 4))
+    assert_close(model[3].running_mean, 0.1 * seen[0][[0, 2]].mean(0))
+    assert (z[1] == 0).all()
+
+
+@pytest.mark.parametrize("x", [torch.randn(2, 3, 4, 4), torch.randn(4, 3, 4)], ids=["axes", "examples"])
+def test_a_shape_that_fits_nothing_names_the_layer(x):
+    kind = bn.BatchNorm2d if x.dim() == 4 else bn.BatchNorm1d
+    model = nn.Sequential(nn.Identity(), kind(3))
+    with (
+        bn.masked(model, mask=torch.ones(2, 4, dtype=torch.bool)),
+        pytest.raises(bn.BatchNormError, match=r"\(2, 4\) does not fit the input of '1'"),
+    ):
+        model(x)
+
+
+def test_masked_wants_one_of_two_and_a_layer():
+    model = nn.Sequential(bn.BatchNorm1d(3))
+    with pytest.raises(bn.BatchNormError, match="got neither"), bn.masked(model):
+        pass
+    with pytest.raises(bn.BatchNormError, match=r"Use mask\.bool"), bn.masked(model, mask=torch.ones(2)):
+        pass
+    with (
+        pytest.raises(bn.BatchNormError, match="no BatchNorm layer: nothing to mask"),
+        bn.masked(nn.ReLU(), mask=torch.ones(2) > 0),
+    ):
+        pass

@@ -1,0 +1,268 @@
+"""Test synchronized statistics: four gloo processes against the numpy oracle on the whole batch."""
+
+from __future__ import annotations
+
+import copy
+import io
+from datetime import timedelta
+from itertools import accumulate
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torch.distributed as dist
+from support import reference
+from support.kernel_cases import to_numpy
+from torch import nn
+from torch.multiprocessing.spawn import start_processes
+from torch.nn.parallel import DistributedDataParallel
+from torch.testing import assert_close
+
+import batchnorm as bn
+
+WORLD = 4
+CHANNELS = 5
+
+
+class Case(NamedTuple):
+    """A batch and how it is spread over the processes.
+
+    Arguments:
+        counts: examples of each process.
+        layer: makes the layer.
+        activation: what the oracle applies.
+        dtype: of the batch.
+        residual: add one.
+        masked: leave some values out.
+        channels_last: the layout.
+        mean: of the values.
+    """
+
+    counts: tuple[int, ...]
+    layer: Any = bn.BatchNorm2d
+    activation: Any = None
+    dtype: torch.dtype = torch.float32
+    residual: bool = False
+    masked: bool = False
+    channels_last: bool = False
+    mean: float = 1.0
+
+
+def act2d(channels):
+    return timm.layers.BatchNormAct2d(channels, act_layer=nn.SiLU)  # pyright: ignore[reportPrivateImportUsage]
+
+
+CASES = {
+    "equal": Case((2, 2, 2, 2)),
+    "uneven": Case((1, 4, 2, 3), activation="relu", residual=True),
+    "empty ranks": Case((0, 3, 0, 1), activation="silu", residual=True),
+    "float64": Case((1, 4, 0, 3), activation="gelu", dtype=torch.float64, residual=True),
+    "channels last": Case((2, 1, 3, 2), activation="relu6", channels_last=True),
+    "masked": Case((1, 4, 2, 3), activation="relu", residual=True, masked=True),
+    "masked float64": Case((1, 4, 2, 3), activation="silu", masked=True, dtype=torch.float64),
+    "torch's layer": Case((1, 4, 2, 3), nn.BatchNorm2d),
+    "torch's float64": Case((1, 4, 2, 3), nn.BatchNorm2d, dtype=torch.float64, masked=True),
+    "torch's SyncBatchNorm": Case((1, 4, 2, 3), nn.SyncBatchNorm),
+    "timm's with SiLU": Case((1, 4, 2, 3), act2d, activation="silu"),
+    "far from zero": Case((3, 4, 2, 3), mean=1e4),
+}
+
+
+def batch(case: Case) -> tuple[torch.Tensor, ...]:
+    """Return x, residual, dz and the mask of the whole batch."""
+    rng = torch.Generator().manual_seed(3)
+    n = sum(case.counts)
+    x, residual, dz = (torch.randn(n, CHANNELS, 4, 6, generator=rng, dtype=torch.float64) for _ in range(3))
+    x = x * 1e-2 + case.mean if case.mean > 100 else x + case.mean
+    mask = torch.rand(n, 4, 6, generator=rng) < 0.7 if case.masked else torch.ones(n, 4, 6, dtype=torch.bool)
+    return x.to(case.dtype), residual.to(case.dtype), dz.to(case.dtype), mask
+
+
+def run_case(case: Case, rank: int) -> dict[str, torch.Tensor | None]:
+    end = list(accumulate(case.counts))[rank]
+    own = slice(end - case.counts[rank], end)
+    x, residual, dz, mask = (t[own] for t in batch(case))
+    if case.channels_last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    ours = case.layer is bn.BatchNorm2d
+    layer = case.layer(CHANNELS, **({"activation": case.activation} if ours else {})).to(case.dtype)
+    model = bn.synchronize(nn.Sequential(layer))
+    inputs = [t.clone().requires_grad_() for t in ((x, residual) if case.residual else (x,))]
+    if case.masked:
+        with bn.masked(model, mask=mask):
+            z = layer(*inputs)
+    else:
+        z = layer(*inputs)
+    wanted = (*inputs, layer.weight, layer.bias)
+    gradients = torch.autograd.grad(z, wanted, dz)
+    names = ["dx", *(["dresidual"] if case.residual else []), "dweight", "dbias"]
+    found = {"z": z.detach(), **dict(zip(names, gradients, strict=True))}
+    return {**found, "running_mean": layer.running_mean, "running_var": layer.running_var}
+
+
+def error_of(run) -> str:
+    try:
+        run()
+    except bn.PeerError as error:
+        return str(error)
+    return "no error"
+
+
+def other_orders(rank: int) -> dict[str, str]:
+    """Run layers in different orders, and stay away from one."""
+    layers = {"first": bn.BatchNorm1d(3), "second": bn.BatchNorm1d(5)}
+    bn.synchronize(nn.ModuleDict(layers))
+    name = "first" if rank != 2 else "second"
+    errors = {"order": error_of(lambda: layers[name](torch.randn(4, layers[name].num_features)))}
+    group = dist.new_group(list(range(WORLD)), timeout=timedelta(seconds=1))
+    alone = bn.synchronize(nn.Sequential(bn.BatchNorm1d(3)), group)
+    errors["skipped"] = error_of(lambda: alone(torch.randn(4, 3))) if rank != 1 else ""
+    dist.barrier()
+    return errors
+
+
+def trained(rank: int) -> list[torch.Tensor]:
+    """Train a network under DistributedDataParallel, some steps with no_sync, and return its state."""
+    torch.manual_seed(0)
+    model = bn.synchronize(nn.Sequential(nn.Linear(4, 6), bn.BatchNorm1d(6, activation="relu"), nn.Linear(6, 2)))
+    ddp = DistributedDataParallel(model, find_unused_parameters=True)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    x = torch.randn(8, 4, generator=torch.Generator().manual_seed(1))[2 * rank : 2 * rank + 2]
+    for _ in range(3):
+        with ddp.no_sync():
+            ddp(x).square().mean().backward()
+        with torch.autocast("cpu", torch.bfloat16):
+            ddp(x)
+        ddp(x).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return [t.detach().clone() for t in model.state_dict().values()]
+
+
+def together(rank: int) -> dict[str, torch.Tensor | None]:
+    """Accumulate masked micro-batches of synchronized layers with virtual batches."""
+    x, _, _, mask = batch(CASES["masked"])
+    layer = bn.BatchNorm2d(CHANNELS, momentum=1.0, virtual_batch_size=2)
+    model = bn.synchronize(nn.Sequential(layer))
+    own = [slice(0, 3), slice(3, 5), slice(5, 7), slice(7, 10)][rank]
+    with bn.accumulate(model):
+        for part in (slice(own.start, own.start + 2), slice(own.start + 2, own.stop)):
+            layer(x[part], mask=mask[part])  # of rank 1 the second is empty
+    return {name: getattr(layer, name) for name in ("running_mean", "running_var", "num_batches_tracked")}
+
+
+def run_rank(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=WORLD)
+    found = {name: run_case(case, rank) for name, case in CASES.items()}
+    result = {"cases": found, "errors": other_orders(rank), "trained": trained(rank), "together": together(rank)}
+    torch.save(result, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    start_processes(run_rank, (str(folder),), nprocs=WORLD, start_method="spawn")
+    return [torch.load(folder / f"{rank}.pt") for rank in range(WORLD)]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_processes_compute_what_one_would_with_the_whole_batch(ranks, name):
+    case = CASES[name]
+    x, residual, dz, mask = batch(case)
+    found = [rank["cases"][name] for rank in ranks]
+    counted = mask.numpy()
+    packed = [np.moveaxis(to_numpy(t), 1, -1)[counted] for t in (x, residual, dz)]
+    ones, zeros = np.ones(CHANNELS), np.zeros(CHANNELS)
+    added = packed[1] if case.residual else 0.0
+    arguments = (packed[0], ones, zeros, 1e-5, case.activation)
+    z = reference.forward(*arguments, residual=added)
+    dx, dweight, dbias, dresidual = reference.backward(packed[2], *arguments, residual=added)
+    # float32: roundings of values near 1, of their sums, and of x itself, which at 1e4 are a twentieth of its std.
+    tolerance = 1e-10 if case.dtype == torch.float64 else 1e-3 if case.mean > 100 else 2e-5
+    expected = {"z": z, "dx": dx, **({"dresidual": dresidual} if case.residual else {})}
+    for key, want in expected.items():
+        got = np.moveaxis(to_numpy(torch.cat([rank[key] for rank in found])), 1, -1)
+        scale = np.abs(want).max()
+        np.testing.assert_allclose(got[counted] / scale, want / scale, atol=tolerance, rtol=0)
+        assert (got[~counted] == 0).all()
+    for key, want in (("dweight", dweight), ("dbias", dbias)):
+        got = sum(to_numpy(rank[key]) for rank in found)
+        np.testing.assert_allclose(got, want, rtol=0, atol=30 * tolerance)
+    mean, var = reference.population(packed[0])
+    for rank in found:
+        assert_close(to_numpy(rank["running_mean"]), 0.1 * mean, rtol=1e-6, atol=1e-6)
+        assert_close(to_numpy(rank["running_var"]), 0.9 + 0.1 * var, rtol=1e-6, atol=1e-6)
+
+
+def test_another_order_of_layers_is_an_error_that_names_layer_and_rank(ranks):
+    for rank, found in enumerate(ranks):
+        message = found["errors"]["order"]
+        assert "'first' (3 channels)" in message
+        assert "'second' (5 channels)" in message
+        assert ("rank 0 is in" if rank == 2 else "rank 2 is in") in message
+
+
+def test_a_skipped_layer_is_an_error_within_the_timeout(ranks):
+    for rank in (0, 2, 3):
+        assert f"rank {rank} waited in the forward of layer '0'" in ranks[rank]["errors"]["skipped"]
+
+
+def test_under_ddp_all_processes_end_with_the_same_state(ranks):
+    for other in ranks[1:]:
+        assert_close(other["trained"], ranks[0]["trained"], rtol=0, atol=0)
+
+
+def test_masks_virtual_batches_and_accumulation_together(ranks):
+    x, _, _, mask = batch(CASES["masked"])
+    mean, var = reference.population(np.moveaxis(to_numpy(x), 1, -1)[mask.numpy()])
+    for rank in ranks:
+        found = rank["together"]
+        assert_close(to_numpy(found["running_mean"]), mean, rtol=1e-6, atol=1e-6)
+        assert_close(to_numpy(found["running_var"]), var, rtol=1e-6, atol=1e-6)
+        assert found["num_batches_tracked"] == 1
+
+
+@pytest.fixture
+def alone():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # pyright: ignore[reportPrivateImportUsage]
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("kind", [bn.BatchNorm1d, nn.BatchNorm1d, nn.SyncBatchNorm])
+def test_copies_share_the_processes_and_pickles_lose_them(kind):
+    model = bn.synchronize(nn.Sequential(kind(3)))
+    twin, x = copy.deepcopy(model), torch.randn(4, 3)
+    assert_close(twin(x), model(x), rtol=0, atol=0)
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    loaded = torch.load(file, weights_only=False)
+    assert_close(loaded(x), nn.BatchNorm1d(3)(x))
+    assert model.state_dict().keys() == nn.Sequential(nn.BatchNorm1d(3)).state_dict().keys()
+
+
+@pytest.mark.usefixtures("alone")
+def test_desynchronized_layers_are_ordinary():
+    model = nn.Sequential(bn.BatchNorm1d(3), nn.BatchNorm1d(3), bn.BatchNorm1d(3, virtual_batch_size=2))
+    assert bn.desynchronize(bn.synchronize(model)) is model
+    assert model[0]._special is None
+    assert "forward" not in vars(model[1])
+    assert model[2].virtual_batch_size == 2
+
+
+@pytest.mark.usefixtures("alone")
+def test_one_value_in_all_processes_is_refused():
+    model = bn.synchronize(nn.Sequential(bn.BatchNorm1d(3)))
+    with pytest.raises(bn.BatchNormError, match="all processes together have one"):
+        model(torch.randn(1, 3))
+
+
+def test_without_processes_it_is_refused():
+    with pytest.raises(bn.BatchNormError, match=r"wants the processes of torch\.distributed; got none"):
+        bn.synchronize(nn.Sequential(nn.BatchNorm1d(3)))
