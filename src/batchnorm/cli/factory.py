@@ -51,7 +51,12 @@ def _one_error(target: str) -> Iterator[None]:
 
 
 def make_model(target: str, weights: Path | None) -> nn.Module:
-    """Return the network that `target` makes, in eval mode, with the weights of a file if one is given.
+    """Return the network of `make_network` in eval mode."""
+    return make_network(target, weights).eval()
+
+
+def make_network(target: str, weights: Path | None) -> nn.Module:
+    """Return the network that `target` makes, in the mode that it has, with the weights of a file if one is given.
 
     Raises:
         BatchNormError: as `make` and `load_weights`, or the factory returns no network.
@@ -61,7 +66,7 @@ def make_model(target: str, weights: Path | None) -> nn.Module:
         raise BatchNormError(f"{target} returns {type(model).__name__}; wanted a torch.nn.Module")
     if weights is not None:
         load_weights(model, weights)
-    return model.eval()
+    return model
 
 
 def make_batches(target: str, most: int | None = None) -> Batches:

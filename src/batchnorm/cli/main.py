@@ -17,11 +17,21 @@ from ..errors import did_you_mean
 from ..escape import printable
 from .ending import one_line_errors
 
-COMMANDS = ("mnist", "inception", "evaluate", "report", "fold", "insert", "recalibrate", "trial")  # a module each
+COMMANDS = (
+    "mnist",
+    "inception",
+    "evaluate",
+    "report",
+    "fold",
+    "insert",
+    "recalibrate",
+    "doctor",
+    "trial",
+)  # a module each
 DESCRIPTION = """Batch Normalization, the whole of it, for PyTorch.
 
 mnist, inception, evaluate and report reproduce the paper. fold, insert and recalibrate change a network of your own.
-trial trains it with and without batch normalization.
+doctor says why one misbehaves, and changes nothing. trial trains it with and without batch normalization.
 Each command explains itself: batchnorm fold --help. --version prints what is installed.
 """
 

@@ -70,15 +70,12 @@ def _compare(measured: Measured, mean: Tensor, var: Tensor, share: float, eps: f
     error_of_mean = (measured.means.spread() * growth * measured.means.design_effect() * share + floor.square()).sqrt()
     noise = (measured.variances.spread() * measured.variances.design_effect()).sqrt() / measured.var
     noise = _careful(noise)
-    error_of_var = noise * larger * math.sqrt(share) + 2 * floor * larger.sqrt() + floor.square()
-    degrees = float(measured.means.degrees)
-    t = torch.maximum(
-        (mean - measured.mean).abs() / error_of_mean.clamp_min(1e-300),
-        (var - measured.var).abs() / error_of_var.clamp_min(1e-300),
-    )
     shift = (mean - measured.mean).abs() / (larger + eps).sqrt()
-    ratio = 0.5 * ((var.clamp_min(0) + eps) / (measured.var + eps)).log()
-    return Discrepancy(shift, ratio, z_of_t(t, degrees))
+    ratio = 0.5 * ((var.clamp_min(0) + eps + floor.square()) / (measured.var + eps + floor.square())).log()
+    # A variance is a mean of squares: its logarithm is nearer to a normal law than itself.
+    t_of_var = 2 * ratio.abs() / (noise * math.sqrt(share)).clamp_min(1e-300)
+    t = torch.maximum((mean - measured.mean).abs() / error_of_mean.clamp_min(1e-300), t_of_var)
+    return Discrepancy(shift, ratio, z_of_t(t, float(measured.means.degrees)))
 
 
 def _careful(noise: Tensor) -> Tensor:

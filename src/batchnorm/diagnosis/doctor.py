@@ -29,7 +29,7 @@ from .checks.shift import data_shift
 from .checks.stale import eval_against_training, stale_statistics
 from .checks.structure import dropout_before, last_layer, normalized_twice, redundant_bias, unfolded, weight_decay
 from .checks.values import few_values
-from .examination import Examination, Loss, kept_in_training
+from .examination import Examination, Loss, held_in_eval
 from .finding import SEVERITIES, Finding
 from .measurement import measure
 from .profile import Profile, profile_of
@@ -173,7 +173,7 @@ def doctor(
     count: give it in eval mode as it will serve, or in training mode as it trains.
 
     Each batch runs twice, normalizing by the batch as in training (Dropout off) and in eval mode. Memory does not grow
-    with the number of batches; up to eight are kept for experiments: eval before and after recalibration on a copy, one
+    with the number of batches; up to four are kept for experiments: eval before and after recalibration on a copy, one
     training step, a changed example, Dropout on. docs/doctor.md lists the checks.
 
     Under `torch.distributed` every process calls this.
@@ -212,7 +212,8 @@ def doctor(
     given = _unwrapped(model)
     working = copied(given)
     layers = _layers(working)
-    kept = kept_in_training(working, layers)
+    held = held_in_eval(working) & layers.keys()
+    kept = held | {name for name, layer in layers.items() if working.training and not layer.training}
     training = measure(working, layers, kept, reported(batches, progress, step="doctor"))
     if not training.batches:
         raise BatchNormError("doctor got no batch. Give several batches of the training set")
@@ -220,7 +221,7 @@ def doctor(
     if eval_batches is not None:
         check_batches(eval_batches)
         evaluation = measure(working, layers, kept, reported(eval_batches, progress, step="doctor, evaluation"))
-    examination = Examination(given, working, layers, kept, training, evaluation, loss, optimizer)
+    examination = Examination(given, working, layers, held, kept, training, evaluation, loss, optimizer)
     findings = [finding for check in CHECKS for finding in check(examination)]
     findings.sort(key=lambda finding: SEVERITIES.index(finding.severity))
     rows = tuple(_row(examination, name, findings) for name in layers)

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..algorithm2.freeze import statistics_frozen
 from ..errors import BatchNormError, first_line
 from ..graph.compare import copied
 from ..graph.network import Network
@@ -33,7 +32,8 @@ class Examination:
         given: the network that was given, without its wrapper. Its parameters are those of the optimizer.
         model: a copy of it in the same modes. Experiments copy this one.
         layers: the BN layers of the copy by name.
-        kept: names of layers that keep their statistics in training: frozen, or in eval under a training parent.
+        held: names of layers that `.train()` leaves in eval mode.
+        kept: names of layers that keep their statistics in training: held, or in eval under a training parent.
         training: what the training batches gave.
         evaluation: what the evaluation batches gave, or None.
         loss: called as loss(output, target), or None.
@@ -44,6 +44,7 @@ class Examination:
     given: nn.Module
     model: nn.Module
     layers: dict[str, _BatchNorm]
+    held: set[str]
     kept: set[str]
     training: Measurement
     evaluation: Measurement | None = None
@@ -94,16 +95,7 @@ class Examination:
             return None
 
 
-def kept_in_training(model: nn.Module, layers: dict[str, _BatchNorm]) -> set[str]:
-    """Return the names of the layers that normalize by their running statistics while the network trains."""
-    return {
-        name
-        for name, layer in layers.items()
-        if statistics_frozen(layer) or (model.training and not layer.training) or name in held_by_train(model)
-    }
-
-
-def held_by_train(model: nn.Module) -> set[str]:
+def held_in_eval(model: nn.Module) -> set[str]:
     """Return the names of modules that stay in eval through `.train()`: frozen, or by a `train` method of their own."""
     trained = copied(model).train()
     return {name for name, module in trained.named_modules() if not module.training}

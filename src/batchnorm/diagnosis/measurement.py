@@ -20,7 +20,7 @@ from ..moments import Moments
 from .clusters import Clusters
 from .padding import Tails, tails_of
 
-HELD = 8  # batches that are kept for the proof and the experiments, however many there are
+HELD = 4  # batches that are kept for the proof and the experiments, however many there are
 _PART = 2**18  # values of a batch that are summed in double at once
 
 
@@ -132,6 +132,11 @@ class Measurement:
     batches: int = 0
     bad: list[Bad] = field(default_factory=list)
     left_out: int = 0
+
+    @property
+    def counted(self) -> int:
+        """Return how many batches count."""
+        return self.batches - self.left_out
 
 
 def measure(model: nn.Module, layers: dict[str, _BatchNorm], kept: set[str], batches: Iterable[Any]) -> Measurement:

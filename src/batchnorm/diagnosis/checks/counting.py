@@ -115,10 +115,10 @@ def _against_optimizer(e: Examination) -> Iterator[Finding]:
 
 
 def _against_each_other(e: Examination, step: Step | None) -> Iterator[Finding]:
-    """Compare the counts of the layers, per call in a step."""
-    usual = dict.fromkeys(e.layers, 1) if step is None else step.updates
+    """Compare the counts of the layers, per call in a forward."""
+    calls = dict.fromkeys(e.layers, 1) if step is None else step.forward
     counts = {
-        n: _count(layer) / max(usual[n], 1) for n, layer in e.layers.items() if _counts(layer) and n not in e.kept
+        n: _count(layer) / max(calls[n], 1) for n, layer in e.layers.items() if _counts(layer) and n not in e.kept
     }
     least = min((count for count in counts.values() if count), default=0)
     found = tuple(name for name, count in counts.items() if least > 1 and _whole(count / least))

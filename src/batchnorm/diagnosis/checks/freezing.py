@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..examination import Examination, held_by_train
+from ..examination import Examination
 from ..finding import Finding
 
 
@@ -18,8 +18,7 @@ def half_frozen(e: Examination) -> Iterator[Finding]:
     warning. So are statistics that move under parameters that do not train while the rest of the network does.
     Parameters that train under statistics frozen for good, as by `bn.freeze(model, affine=False)`, are a note.
     """
-    held = held_by_train(e.model)
-    undone = tuple(n for n, layer in e.layers.items() if e.model.training and not layer.training and n not in held)
+    undone = tuple(name for name in e.layers if name in e.kept - e.held)
     if undone:
         evidence = f"{undone[0]}: in eval mode, while the network is in training mode"
         reason = "the next .train() of a parent undoes .eval(), and the statistics move again"
@@ -28,15 +27,13 @@ def half_frozen(e: Examination) -> Iterator[Finding]:
     if not _network_trains(e):
         return
     moving = tuple(
-        n
-        for n, layer in e.layers.items()
-        if _moves(layer) and _parameters(layer) and n not in trains | held | {*undone}
+        n for n, layer in e.layers.items() if _moves(layer) and _parameters(layer) and n not in trains | e.kept
     )
     if moving:
         evidence = f"{moving[0]}: gamma and beta do not train, the running statistics move"
         reason = "requires_grad=False does not stop running statistics: a frozen network changes its outputs"
         yield Finding("half frozen", "warning", moving, evidence, reason, "bn.freeze(model), or of that part")
-    partly = tuple(name for name in e.layers if name in held and name in trains)
+    partly = tuple(name for name in e.layers if name in e.held & trains)
     if partly:
         evidence = f"{partly[0]}: gamma and beta train under frozen statistics"
         reason = "that is usual in fine-tuning; if the layers should stay as they are, gamma and beta move them"

@@ -14,8 +14,9 @@ from .stale import RECALIBRATE, SMALL
 
 LAST_BATCH = 0.5  # momentum above it: over 58 % of a single batch's noise stays in the running statistics
 LEFT = 0.05  # share of the initial 0 and 1 in the running statistics
-SWAMPED = 0.5  # share of eps under the root
+SWAMPED = 0.9  # share of eps under the root
 NOTICEABLE = 0.1
+LARGEST_USUAL = 1e-3  # eps: torch's default is 1e-5, that of Keras and of Inception 1e-3
 
 
 def momentum(e: Examination) -> Iterator[Finding]:
@@ -82,14 +83,17 @@ def _towards_new(e: Examination, name: str) -> bool:
 def eps(e: Examination) -> Iterator[Finding]:
     """Find layers whose eps, and not the variance, is most of what is under the root.
 
-    Test: eps / (var + eps) of the median channel that varies, with the variance of the data. Threshold: above half
-    (`SWAMPED`) the layer does not normalize, a warning; above a tenth (`NOTICEABLE`) the output's standard deviation is
-    over 5 % short of 1, a note. An eps of 0 divides by zero where a channel is constant, a warning.
+    Test: eps / (var + eps) of the median channel that varies, with the variance of the data. Threshold: above 90 %
+    (`SWAMPED`) the layer does not normalize, a warning. Above a tenth (`NOTICEABLE`) the output's standard deviation is
+    over 5 % short of 1: a warning if eps is larger than any framework's default, and else a note, since small initial
+    weights give small variances. An eps of 0 divides by zero where a channel is constant, a warning.
     """
     shares = {name: share for name, m in e.measured.items() if (share := _share(m.var, e.layers[name].eps)) is not None}
-    levels: tuple[tuple[Severity, float, float], ...] = (("warning", SWAMPED, 2.0), ("note", NOTICEABLE, SWAMPED))
-    for severity, low, high in levels:
-        found = {name: share for name, share in shares.items() if low < share <= high}
+    shares = {name: share for name, share in shares.items() if share > NOTICEABLE}
+    bad = {n: share for n, share in shares.items() if share > SWAMPED or e.layers[n].eps > LARGEST_USUAL}
+    slight = {name: share for name, share in shares.items() if name not in bad}
+    levels: tuple[tuple[Severity, dict[str, float]], ...] = (("warning", bad), ("note", slight))
+    for severity, found in levels:
         if found:
             name = max(found, key=lambda each: found[each])
             var = float(e.measured[name].var.median())

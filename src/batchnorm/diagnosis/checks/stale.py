@@ -11,8 +11,9 @@ from ..discrepancy import Discrepancy
 from ..examination import Examination
 from ..finding import Finding, Severity
 
-MATERIAL = 0.25  # standard deviations: what moves a quarter of a deviation moves what the next layer sees
-SMALL = 0.1
+LARGE = 0.5  # standard deviations
+MATERIAL = 0.25  # where the proof shows that it matters
+SMALL = 0.05
 RECALIBRATE = "bn.recalibrate(model, batches)"
 
 
@@ -23,19 +24,17 @@ def stale_statistics(e: Examination) -> Iterator[Finding]:
     errors. The spread between examples gives the standard error (clusters.py), the running average's own noise adds to
     it (discrepancy.py), and the limit is Bonferroni's over all channels of the network (significance.py).
 
-    Threshold: beyond the limit, and off by a quarter of a standard deviation (`MATERIAL`). Training at a constant rate
-    leaves statistics behind the weights by less. It is an error if recalibration mends the output (proof.py) or the
-    layer was never updated, else a warning. A tenth of a deviation (`SMALL`) is a note.
+    Threshold: beyond the limit, and an effect. Training at a constant rate leaves statistics behind the weights, so
+    significance alone is a note, from a twentieth of a standard deviation (`SMALL`). If recalibration mends the output
+    (proof.py), a quarter (`MATERIAL`) is an error. If not, half a deviation (`LARGE`) is a warning. A layer that was
+    never updated is an error.
     """
-    material = {name: d.off(e.limit, MATERIAL) for name, d in e.discrepancies.items()}
+    proved = e.proof is not None and e.proof.helps
+    material = {name: d.off(e.limit, MATERIAL if proved else LARGE) for name, d in e.discrepancies.items()}
     bad = [name for name, off in material.items() if off.any()]
     fresh = [name for name in bad if _as_made(e.layers[name])]
     used = [name for name in bad if name not in fresh]
-    severity: Severity = "warning"
-    if e.proof is not None and e.proof.helps:
-        severity = "error"
-    elif e.proof is not None and e.proof.harms:
-        severity = "note"
+    severity: Severity = "error" if proved else "warning"
     if fresh:
         yield _finding(e, fresh, material, "error", "they were never updated", "they are still 0 and 1")
     if used:
@@ -53,7 +52,7 @@ def stale_statistics(e: Examination) -> Iterator[Finding]:
 def eval_against_training(e: Examination) -> Iterator[Finding]:
     """Prove that eval is worse because of the statistics, and name the first layer where training and eval part.
 
-    Test: run up to eight batches in eval mode, in eval mode after recalibration on a copy, and by batch statistics.
+    Test: run up to four batches in eval mode, in eval mode after recalibration on a copy, and by batch statistics.
     Threshold, with a loss: the gain exceeds three standard errors of the difference paired by batch, and a tenth of the
     loss. Without: the distance of the outputs from training's, relative to their spread, more than doubles and is a
     tenth greater than after recalibration.
