@@ -12,6 +12,7 @@ import batchnorm as bn
 from batchnorm.cli.extras import EXTRAS
 from batchnorm.cli.main import COMMANDS
 from batchnorm.paper.inception.config import InceptionConfig, VariantName
+from batchnorm.paper.inception.shift.config import ShiftConfig
 from batchnorm.paper.mnist.config import MnistConfig
 from batchnorm.paper.trial.config import TrialConfig
 
@@ -21,9 +22,11 @@ OPTIONS = {
     "inception": ["small", "out", "resume", *(field.name for field in fields(InceptionConfig))],
     "evaluate": ["data", "crops", "fold", "workers"],
     "report": ["out"],
+    "shift": ["out", "resume", *(field.name for field in fields(ShiftConfig))],
     "fold": ["input", "weights", "out"],
     "insert": ["input", "weights", "where", "remove", "data", "batches", "out"],
     "recalibrate": ["data", "weights", "batches", "estimator", "out"],
+    "doctor": ["data", "weights", "batches", "loss", "eval_data", "html"],
     "trial": ["data", "eval_data", "loss", "metric", "out", "resume", *(field.name for field in fields(TrialConfig))],
 }
 

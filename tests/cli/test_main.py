@@ -94,6 +94,7 @@ def test_a_notice_says_that_the_kernels_are_missing(monkeypatch, capsys, target)
         ["fold", "nowhere:net", "--input", "1x3"],
         ["insert", "nowhere:net", "--input", "1x3"],
         ["recalibrate", "nowhere:net", "--data", "nowhere:batches"],
+        ["doctor", "nowhere:net", "--data", "nowhere:batches"],
         ["trial", "nowhere:net", "--data", "nowhere:batches"],
     ],
     ids=lambda arguments: arguments[0],

@@ -36,6 +36,7 @@ class Measured:
         in_eval: the moments of the input while the network runs in eval mode.
         low, high: (C,), the smallest and the largest output in training.
         values: the fewest values per channel in a call.
+        positions: the fewest values per channel of an example.
         dtype: the type of the input.
         tails: where the input is constant over the last positions.
     """
@@ -48,6 +49,7 @@ class Measured:
     low: Tensor
     high: Tensor
     values: int = 2**62
+    positions: int = 2**62
     dtype: torch.dtype = torch.float32
     tails: Tails = field(default_factory=Tails)
 
@@ -87,6 +89,7 @@ class Measured:
         self.variances = self.variances.add(sample.inner + (sample.means - batch.mean).square())
         self.stds = self.stds.merge(Moments.from_batch(batch.var(unbiased=True).sqrt()[None]))
         self.values = min(self.values, batch.count)
+        self.positions = min(self.positions, sample.positions)
         self.dtype = sample.dtype
         self.tails = self.tails.merge(sample.tails)
 

@@ -28,7 +28,7 @@ def padding(e: Examination) -> Iterator[Finding]:
         name = next(iter(found))
         evidence = f"{name}: {found[name]:.0%} of the positions are constant at one end of an axis"
         reason = "padding counts as data: mean and variance depend on how the batch was padded"
-        remedy = "normalize the valid positions alone, packed: norm(x.movedim(1, -1)[mask]); or batches of one length"
+        remedy = "with bn.masked(model, lengths=lengths): around the forward, or batches of one length"
         yield Finding("padding", "warning", tuple(found), evidence, reason, remedy)
 
 

@@ -45,7 +45,7 @@ def counted_twice(e: Examination) -> Iterator[Finding]:
         if again:
             evidence = f"{again[0]}: one step counts {step.updates[again[0]]} batches, as the backward calls it again"
             reason = "checkpointing runs the forward twice, and the running statistics move twice as fast"
-            remedy = "leave BN outside the checkpointed part, or halve the momentum: 1 - sqrt(1 - momentum)"
+            remedy = "bn.BatchNorm2d and its kin, which count once (bn.fuse puts them in), or BN outside the checkpoint"
             yield Finding("counted twice", "warning", again, evidence, reason, remedy)
         if several:
             evidence = f"{several[0]}: one forward calls it {step.updates[several[0]]} times"
@@ -108,8 +108,8 @@ def _against_optimizer(e: Examination) -> Iterator[Finding]:
         evidence = f"{found[0]}: {_count(e.layers[found[0]])} batches for {steps} steps of the optimizer, {ratio} each"
         reason = "micro-batches, checkpointing or other forwards in training mode move the statistics too"
         remedy = (
-            f"for micro-batches momentum = 1 - (1 - momentum)^(1/{ratio}); model.eval() for other forwards; then "
-            "bn.recalibrate(model, batches)"
+            "with bn.accumulate(model): around the micro-batches of a step, with bn.hold_statistics(model): around "
+            "other forwards; then bn.recalibrate(model, batches)"
         )
         yield Finding("counted twice", "warning", found, evidence, reason, remedy)
 
@@ -125,7 +125,7 @@ def _against_each_other(e: Examination, step: Step | None) -> Iterator[Finding]:
     if found:
         evidence = f"{found[0]}: {_count(e.layers[found[0]])} batches, where other layers count {least:g}"
         reason = "some forwards reach these layers and not the others, or checkpointing repeats them"
-        remedy = "put model.eval() around forwards that are no training step; then bn.recalibrate(model, batches)"
+        remedy = "with bn.hold_statistics(model): around other forwards; then bn.recalibrate(model, batches)"
         yield Finding("counted twice", "warning", found, evidence, reason, remedy)
 
 

@@ -25,7 +25,7 @@ def few_values(e: Examination) -> Iterator[Finding]:
     values, is a warning; a measured noise above it is a note.
     """
     yield from _one_value(e)
-    counts = {name: measured.values for name, measured in e.measured.items() if name not in e.kept}
+    counts = {name: _values(e, name) for name in e.measured if name not in e.kept}
     few = {name: n for name, n in counts.items() if _noise(n) > NOISY}
     if few:
         worst = min(few, key=lambda name: few[name])
@@ -58,6 +58,12 @@ def _one_value(e: Examination) -> Iterator[Finding]:
         yield Finding("few values", "error", names, evidence, reason, remedy)
 
 
+def _values(e: Examination, name: str) -> int:
+    """Return the fewest values per channel that are normalized together."""
+    measured, virtual = e.measured[name], getattr(e.layers[name], "virtual_batch_size", None)
+    return measured.values if virtual is None else min(measured.values, virtual * measured.positions)
+
+
 def _noise(values: int) -> float:
     return 1 / sqrt(2 * max(values - 1, 1))
 
@@ -71,5 +77,5 @@ def _processes(e: Examination, name: str) -> str:
 
 def _remedy() -> str:
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        return "torch.nn.SyncBatchNorm.convert_sync_batchnorm(model), or larger batches"
+        return "bn.synchronize(model), or larger batches"
     return "larger batches; or bn.freeze(model, affine=False) when you fine-tune"
