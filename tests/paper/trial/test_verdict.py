@@ -127,6 +127,16 @@ def test_a_lower_loss_is_better():
     assert found.rows[1].best == (0.2, 0.2, 0.2)
 
 
+@pytest.mark.parametrize(("best", "verdict"), [(0.1, "helps"), (0.2, "unclear")])
+def test_a_lower_best_loss_helps_at_the_same_speed(best, verdict):
+    def curve(end):
+        return [[2.0] * 5 + [0.2] * 5 + [end]] * 3
+
+    flat = dict.fromkeys([(arm, times) for arm, factors in TIMES.items() for times in factors], [[2.0] * 11] * 3)
+    curves = {**flat, ("plain", 1.0): curve(0.2), ("bn", 5.0): curve(best)}
+    assert judge(rows(curves), replace(SETTINGS, score="loss", higher=False)).verdict == verdict
+
+
 def test_a_network_without_a_place_says_why():
     alone = [row for row in rows({("plain", 1.0): [rises(50)] * 3}) if row["arm"] == "plain"]
     found = judge(alone, replace(SETTINGS, arms=("plain",), why_alone="no nonlinearity"))

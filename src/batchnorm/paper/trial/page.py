@@ -14,7 +14,7 @@ from ..training.rows import Row
 from .bands import bands, score_range
 from .config import TrialConfig, TrialSettings
 from .tables import trial_table
-from .verdict import Judgement
+from .verdict import Judgment
 
 TABLE_TITLE = "Steps to the plain network's best, and the best"
 _ABOUT = """The network without and with batch normalization, from the same weights on the same mini-batches, as in
@@ -22,18 +22,18 @@ Fig. 2 of Ioffe and Szegedy, 2015. The score is over the held-out batches, by po
 training batches. Lines are means over seeds; bands reach from the lowest seed to the highest."""
 
 
-def write_trial_page(rows: Sequence[Row], settings: TrialSettings, judgement: Judgement, folder: Path) -> Path:
+def write_trial_page(rows: Sequence[Row], settings: TrialSettings, judgment: Judgment, folder: Path) -> Path:
     """Write `report.html` into `folder` and return its path. The page opens offline.
 
     Raises:
         StorageError: the disk is full or the folder read-only.
     """
-    notes = "".join(f"<li>{escape(note)}</li>" for note in judgement.notes)
-    about = f"<strong>{escape(judgement.sentence)}</strong></p>{f'<ul>{notes}</ul>' if notes else ''}<p>{_ABOUT}"
+    notes = "".join(f"<li>{escape(note)}</li>" for note in judgment.notes)
+    about = f"<strong>{escape(judgment.sentence)}</strong></p>{f'<ul>{notes}</ul>' if notes else ''}<p>{_ABOUT}"
     heading = f"Figure 2 for this network: {settings.score} against training steps"
     sections = [
         Section(heading, html_charts([_chart(rows, settings)])),
-        Section(TABLE_TITLE, html_table(TABLE_TITLE, trial_table(judgement.rows, judgement.level, settings.score))),
+        Section(TABLE_TITLE, html_table(TABLE_TITLE, trial_table(judgment.rows, judgment.level, settings.score))),
     ]
     title, last = f"Trial of {settings.network}", f"Settings: {_listed(settings)}."
     return write_page(folder / "report.html", title, about, sections, last)

@@ -44,7 +44,7 @@ class TrialRow:
     best: tuple[float, ...]
 
 
-class Judgement(NamedTuple):
+class Judgment(NamedTuple):
     """The result of a trial.
 
     Arguments:
@@ -63,7 +63,7 @@ class Judgement(NamedTuple):
     notes: tuple[str, ...]
 
 
-def judge(rows: Sequence[Row], settings: TrialSettings) -> Judgement:
+def judge(rows: Sequence[Row], settings: TrialSettings) -> Judgment:
     """Compare BN with the plain network, each at its best learning rate.
 
     Speed is the steps to the plain network's best, at the rate that gets there first; quality is the best score, at
@@ -80,10 +80,10 @@ def judge(rows: Sequence[Row], settings: TrialSettings) -> Judgement:
     level = _level([best[each] for each in found if each.arm == "plain"], settings.higher)
     judged = tuple(_row(each, found[each], best[each], level, settings.higher) for each in found)
     if level is None:
-        return Judgement("unclear", "The plain network has no finite score at any learning rate.", None, judged, ())
+        return Judgment("unclear", "The plain network has no finite score at any learning rate.", None, judged, ())
     plain, norm = ([row for row in judged if row.batch_norm is arm] for arm in (False, True))
     verdict, sentence = _sentence(plain, norm, level, settings)
-    return Judgement(verdict, sentence, level, judged, tuple(_notes(plain, norm, settings)))
+    return Judgment(verdict, sentence, level, judged, tuple(_notes(plain, norm, settings)))
 
 
 def _sentence(
