@@ -7,6 +7,11 @@ from pathlib import Path
 import pytest
 from support.paths import ROOT
 
+from batchnorm.paper.trial.prepare import reopen
+from batchnorm.paper.trial.records import TrialFields
+from batchnorm.paper.trial.tables import trial_table
+from batchnorm.paper.trial.verdict import judge
+
 
 def script(path):
     spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
@@ -56,3 +61,13 @@ def test_mnist_bn_is_ahead_at_every_measurement_of_every_seed(summary):
         ahead = [accuracy[step, "bn"] > accuracy[step, "plain"] for step, arm in accuracy if arm == "bn"]
         assert len(ahead) == 500
         assert all(ahead)
+
+
+@pytest.mark.parametrize("name", ["sigmoid", "relu"])
+def test_the_trials_verdicts_and_tables(name):
+    run, settings = reopen(ROOT / "records/trial" / name)
+    found = judge(run.rows(TrialFields), settings)
+    text = (ROOT / "records/trial/README.md").read_text()
+    assert found.sentence in text
+    for line in trial_table(found.rows, found.level, settings.score):
+        assert f"| {' | '.join(line[:3])} |" in text
