@@ -26,12 +26,13 @@ import batchnorm as bn
 
 HERE = Path(__file__).parent
 RECORDS = HERE.parent / "records" / "doctor" / "zoo.jsonl"
-EXAMPLES, CALIBRATION, EXAMINED = 16, 8, 6  # per batch; batches of each
+EXAMPLES, CALIBRATION, EXAMINED = 8, 8, 6  # per batch; batches of each
+SIZE = 64  # height and width of the pictures, where the network takes that
 LARGEST = 100e6  # parameters
 
 
 def build(name: str) -> tuple[nn.Module, tuple[int, int, int]]:
-    """Return the network with its own initial weights, and a size that it takes, 96x96 if possible."""
+    """Return the network with its own initial weights, and a size that it takes."""
     torch.manual_seed(0)
     if name.startswith("timm/"):
         model: Any = timm.create_model(name.removeprefix("timm/"))
@@ -41,8 +42,8 @@ def build(name: str) -> tuple[nn.Module, tuple[int, int, int]]:
         model = torchvision.models.get_model(name, weights=None, **options)
         size = (3, 299, 299) if name == "inception_v3" else (3, 224, 224)
     with contextlib.suppress(Exception), torch.no_grad():
-        model.eval()(torch.randn(2, size[0], 96, 96))
-        size = (size[0], 96, 96)
+        model.eval()(torch.randn(2, size[0], SIZE, SIZE))
+        size = (size[0], SIZE, SIZE)
     return model.eval(), size
 
 

@@ -125,15 +125,17 @@ class DoctorResult:
         """Return True without errors and warnings."""
         return not self.errors and not self.warnings
 
+    def counted(self) -> str:
+        """Return how many findings there are of each severity, as a phrase."""
+        numbers = ((self.errors, "error"), (self.warnings, "warning"), (self.notes, "note"))
+        return ", ".join(f"{number} {word}{'' if number == 1 else 's'}" for number, word in numbers)
+
     def __str__(self) -> str:
         header = ("severity", "check", "layers", "evidence")
         table = format_table(header, [_cells(finding) for finding in self.findings], empty="nothing found")
         told = [f"{f.check}: {f.reason}.\n  remedy: {f.remedy}" for f in self.findings]
         healthy = count(self.rows, "healthy")
-        counts = (
-            f"{self.errors} errors, {self.warnings} warnings, {self.notes} notes; "
-            f"{healthy} of {len(self.rows)} layers without a finding, {self.batches} batches"
-        )
+        counts = f"{self.counted()}; {healthy} of {len(self.rows)} layers without a finding, {self.batches} batches"
         lines = [_printable_lines(text) for text in (*told, *self.unexamined)]
         return "\n".join([table, *([""] if lines else []), *lines, *([""] if lines else []), counts])
 
@@ -210,6 +212,7 @@ def doctor(
     check_module(model)
     check_batches(batches)
     given = _unwrapped(model)
+    _layers(given)
     working = copied(given)
     layers = _layers(working)
     held = held_in_eval(working) & layers.keys()

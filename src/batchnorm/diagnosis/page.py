@@ -26,7 +26,7 @@ _STYLE = """<style>
 .finding.error { border-color: #c8382e } .finding.warning { border-color: #c98500 }
 .finding h3 { margin: 0; font-size: 1rem; overflow-wrap: anywhere } .finding p { margin: .25rem 0 }
 .finding code, .finding .layers { overflow-wrap: anywhere } .finding .layers { color: var(--muted); font-size: .875rem }
-.gap { display: grid; grid-template-columns: minmax(6rem, 16rem) 1fr 5rem; gap: .25rem .75rem; align-items: center }
+.gap { display: grid; grid-template-columns: minmax(6rem, 30%) 1fr 3.5rem; gap: .25rem .75rem; align-items: center }
 .gap span { overflow-wrap: anywhere; font-size: .875rem } .gap b { font-weight: 400; text-align: right }
 .gap i { display: block; height: .75rem; background: #2f6db5; min-width: 1px }
 details { margin: .5rem 0 } summary { cursor: pointer; overflow-wrap: anywhere }
@@ -36,7 +36,8 @@ details { margin: .5rem 0 } summary { cursor: pointer; overflow-wrap: anywhere }
 .channels line { vector-effect: non-scaling-stroke; stroke-width: 2 } .channels .zero { stroke-width: 1 }
 .channels .mark { stroke-width: 6 }
 .swatch { display: inline-block; width: .75rem; height: .75rem; margin-left: .75rem }
-.range { display: flex; justify-content: space-between; font-size: .8125rem; color: var(--muted); margin: 0 }
+.range { display: flex; justify-content: space-between; margin: 0; max-width: none; gap: 1rem }
+.range { font-size: .8125rem; color: var(--muted) }
 @media screen and (prefers-color-scheme: dark) {
   .measured, .gap i { stroke: #6ea8e8; background: #6ea8e8 } .running { stroke: #f0a050; background: #f0a050 }
   .finding.error { border-color: #ff7a70 } .finding.warning { border-color: #f0b840 }
@@ -50,9 +51,8 @@ def write_doctor_page(result: DoctorResult, path: Path) -> Path:
     Raises:
         StorageError: the disk is full or the folder read-only.
     """
-    counts = f"{result.errors} errors, {result.warnings} warnings, {result.notes} notes"
     sections = [
-        Section(counts, _STYLE + "".join(map(_finding, result.findings)) or "<p>Nothing was found.</p>"),
+        Section(result.counted(), _STYLE + "".join(map(_finding, result.findings)) or "<p>Nothing was found.</p>"),
         Section("Where training and eval part", _gaps(result.rows)),
         Section("Layers", html_table("Layers", _table(result.rows))),
         Section("Channels", _LEGEND + "".join(map(_channels, result.rows))),

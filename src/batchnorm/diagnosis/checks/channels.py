@@ -17,7 +17,8 @@ from ..finding import Finding, Severity
 from .stale import RECALIBRATE
 
 MANY = 0.1  # share of a layer's channels
-OUT_OF_PROPORTION = 50.0  # times the typical |gamma| of the network; trained networks stay within about 25
+OUT_OF_PROPORTION = 50.0  # times the typical |gamma| of the network
+LARGE = 10.0
 
 
 def not_finite(e: Examination) -> Iterator[Finding]:
@@ -181,24 +182,19 @@ def _live_source(e: Examination, dead: dict[str, Tensor]) -> bool:
 def gammas(e: Examination) -> Iterator[Finding]:
     """Find gammas that are out of all proportion.
 
-    Test: |gamma| against the median of the layers' medians. Threshold: a factor of 50 (`OUT_OF_PROPORTION`), chosen
-    above the spread of trained networks: there is no standard error for a parameter. Exploding is a warning. Vanishing
-    is a warning for a layer as a whole, and a note for single channels, which weight decay makes. Exactly 0 is `dead
-    channels`' business.
+    Test: |gamma| against the median of the layers' medians. Threshold: a factor of 50 (`OUT_OF_PROPORTION`), which is a
+    choice: there is no standard error for a parameter. Exploding is a warning, and a note from a factor of 10
+    (`LARGE`). Vanishing is a warning for a layer as a whole, and a note for single channels, which weight decay makes.
+    Exactly 0 belongs to `dead_channels`.
     """
     sizes = {n: layer.weight.detach().abs().double() for n, layer in e.layers.items() if layer.weight is not None}
     medians = [float(size[size > 0].median()) for size in sizes.values() if (size > 0).any()]
     if not medians:
         return
     typical = sorted(medians)[len(medians) // 2]
-    large = {
-        name: float(size.max()) for name, size in sizes.items() if size.max() > OUT_OF_PROPORTION * max(typical, 1.0)
-    }
-    if large:
-        name = max(large, key=lambda each: large[each])
-        evidence = f"{name}: |gamma| up to {large[name]:.3g}, the network's median is {typical:.3g}"
-        reason = "the channel drowns the others in every sum, and half precision overflows"
-        yield Finding("gamma", "warning", tuple(large), evidence, reason, "a lower learning rate; clip or reset it")
+    most = {name: float(size.max()) / max(typical, 1.0) for name, size in sizes.items()}
+    yield from _exploding("warning", {n: m for n, m in most.items() if m > OUT_OF_PROPORTION}, typical)
+    yield from _exploding("note", {n: m for n, m in most.items() if LARGE < m <= OUT_OF_PROPORTION}, typical)
     low = typical / OUT_OF_PROPORTION
     small = {name: float((size[size > 0] < low).double().mean()) for name, size in sizes.items() if (size > 0).any()}
     groups: tuple[tuple[Severity, list[str]], ...] = (
@@ -213,3 +209,11 @@ def gammas(e: Examination) -> Iterator[Finding]:
             )
             reason = "these channels give next to nothing; weight decay on gamma makes them"
             yield Finding("gamma", severity, tuple(names), evidence, reason, "no weight decay on gamma, or prune them")
+
+
+def _exploding(severity: Severity, large: dict[str, float], typical: float) -> Iterator[Finding]:
+    if large:
+        name = max(large, key=lambda each: large[each])
+        evidence = f"{name}: |gamma| up to {large[name] * max(typical, 1.0):.3g}, the network's median is {typical:.3g}"
+        reason = "the channel drowns the others in every sum, and half precision overflows"
+        yield Finding("gamma", severity, tuple(large), evidence, reason, "a lower learning rate; clip or reset it")

@@ -36,11 +36,13 @@ def momentum(e: Examination) -> Iterator[Finding]:
         reason = "momentum weighs the new batch here; Keras, Flax and Caffe weigh the old value"
         remedy = f"momentum={1 - value:.3g} if {value:g} is another framework's, or 0.1; then {RECALIBRATE}"
         yield Finding("momentum", "warning", tuple(last), evidence, reason, remedy)
-    still = tuple(name for name, layer in moving.items() if layer.momentum == 0)
+    still = tuple(name for name, layer in moving.items() if not float(layer.momentum or 0) > 0)
     if still:
-        evidence = f"{still[0]}: momentum 0"
+        evidence = f"{still[0]}: momentum {e.layers[still[0]].momentum:g}"
         remedy = "momentum=0.1, or None for the average of all batches"
-        yield Finding("momentum", "warning", still, evidence, "the running statistics never move", remedy)
+        yield Finding(
+            "momentum", "warning", still, evidence, "the running statistics never move toward the data", remedy
+        )
     yield from _slow(e, moving)
 
 

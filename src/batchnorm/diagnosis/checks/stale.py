@@ -59,7 +59,8 @@ def eval_against_training(e: Examination) -> Iterator[Finding]:
     """
     if e.proof is None or not e.proof.helps:
         return
-    off = [name for name, d in e.discrepancies.items() if d.off(e.limit, SMALL).any()]
+    at = {size: [n for n, d in e.discrepancies.items() if d.off(e.limit, size).any()] for size in (MATERIAL, SMALL)}
+    off = at[MATERIAL] or at[SMALL]
     if not off:
         return
     reason = "recalibration alone changes it, so the running statistics are the cause, and not the weights"

@@ -25,6 +25,7 @@ from ..measurement import tracked
 SHIFTED = 1.05  # times the standard deviation, in the median channel: noticeable
 STRONG = 1.1
 _BATCHES = 2
+_NORMS = {"batchnorm", "instancenorm1d", "instancenorm2d", "instancenorm3d", "groupnorm", "layernorm"}
 
 
 def redundant_bias(e: Examination) -> Iterator[Finding]:
@@ -148,18 +149,18 @@ def _reaches_output_alone(network: Network, node: fx.Node) -> bool:
 
 
 def normalized_twice(e: Examination) -> Iterator[Finding]:
-    """Find BN whose input another BN has just normalized.
+    """Find BN whose input another normalization has just normalized.
 
     Test: the graph; reshapes, crops and Dropout between the two do not count. There is no threshold.
     """
     pairs = [
         (network.label(node), network.label(source))
         for network, node in _norms(e)
-        if (source := network.source(node)) is not None and network.is_batch_norm(source)
+        if (source := network.source(node)) is not None and network.op(source) in _NORMS
     ]
     if pairs:
         evidence = f"{pairs[0][0]} normalizes the output of {pairs[0][1]}"
-        reason = "the second normalization undoes gamma and beta of the first, and does nothing else"
+        reason = "the second normalization undoes what the first one gives a channel, such as its gamma and beta"
         remedy = f"leave out {pairs[0][1]}"
         yield Finding("normalized twice", "note", tuple(name for name, _ in pairs), evidence, reason, remedy)
 
