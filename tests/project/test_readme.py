@@ -1,4 +1,4 @@
-"""The README's code runs and prints what it says, its links lead somewhere, its make targets exist."""
+"""The code of both READMEs runs and prints what it says, their links lead somewhere, their make targets exist."""
 
 import re
 
@@ -6,7 +6,8 @@ import pytest
 from support.paths import ROOT
 
 README = (ROOT / "README.md").read_text()
-EXAMPLES = re.findall(r"```python\n(.*?)```(?:\n\n```text\n(.*?)```)?", README, re.DOTALL)
+PAGES = [README, (ROOT / "README.zh-CN.md").read_text()]
+EXAMPLES = re.findall(r"```python\n(.*?)```(?:\n\n```text\n(.*?)```)?", "".join(PAGES), re.DOTALL)
 
 
 @pytest.mark.parametrize(("code", "output"), EXAMPLES)
@@ -20,7 +21,7 @@ def test_one_example_shows_its_output():
     assert any(output for _, output in EXAMPLES)
 
 
-@pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\(([^)]+)\)", README))))
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\(([^)]+)\)", "".join(PAGES)))))
 def test_links_lead_to_files_and_headings(target):
     path, _, heading = target.partition("#")
     if target.startswith("https://"):
@@ -33,7 +34,7 @@ def test_links_lead_to_files_and_headings(target):
 
 
 def test_make_targets_exist():
-    targets = set(re.findall(r"^make ([a-z]+)", README, re.MULTILINE))
+    targets = set(re.findall(r"^make ([a-z]+)", "\n".join(PAGES), re.MULTILINE))
     makefile = (ROOT / "Makefile").read_text()
     assert targets
     assert all(f"\n{target}:" in makefile for target in targets)
