@@ -6,6 +6,7 @@ import copy
 import io
 from datetime import timedelta
 from itertools import accumulate
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ import timm
 import torch
 import torch.distributed as dist
 from support import reference
+from support.commands import start
 from support.kernel_cases import to_numpy
 from torch import nn
 from torch.multiprocessing.spawn import start_processes
@@ -22,6 +24,7 @@ from torch.testing import assert_close
 
 import batchnorm as bn
 
+STEPS = 12  # of restarted.py
 WORLD = 4
 CHANNELS = 5
 
@@ -266,3 +269,20 @@ def test_one_value_in_all_processes_is_refused():
 def test_without_processes_it_is_refused():
     with pytest.raises(bn.BatchNormError, match=r"wants the processes of torch\.distributed; got none"):
         bn.synchronize(nn.Sequential(nn.BatchNorm1d(3)))
+
+
+def test_torchrun_restarts_after_a_killed_process_and_the_run_goes_on(tmp_path):
+    said = tmp_path / "output"
+    launcher = ["--nproc-per-node=3", "--standalone", "--max-restarts=1", Path(__file__).with_name("restarted.py")]
+    process = start(*launcher, tmp_path, 5, module="torch.distributed.run", output=said, OMP_NUM_THREADS="1")
+    process.join(240)
+    assert process.exitcode == 0, said.read_text()
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for step in range(STEPS):  # one process with the whole batch
+        optimizer.zero_grad()
+        model(torch.randn(6, 4, generator=torch.Generator().manual_seed(step))).square().mean().backward()
+        optimizer.step()
+    found = torch.load(tmp_path / f"{STEPS:03}.pt")
+    assert_close(found, dict(model.state_dict()), rtol=1e-4, atol=1e-5)

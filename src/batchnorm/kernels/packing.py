@@ -27,7 +27,9 @@ def as_mask(x: Tensor, mask: Tensor | None, lengths: Tensor | None) -> Tensor:
     shape = (x.shape[0], *x.shape[2:])
     if mask is None:
         assert lengths is not None
-        return _from_lengths(x, lengths)
+        if x.dim() != 3:
+            raise BatchNormError(f"lengths are for an input of (N, C, L); got {tuple(x.shape)}. Give mask instead.")
+        return from_lengths(lengths, len(x), x.shape[2], x.device)
     if mask.dtype != torch.bool:
         raise BatchNormError(f"mask must be bool, True where a value counts; got {mask.dtype}. Use mask.bool().")
     axes = len(shape)
@@ -42,19 +44,17 @@ def as_mask(x: Tensor, mask: Tensor | None, lengths: Tensor | None) -> Tensor:
     return mask.to(x.device).expand(shape)
 
 
-def _from_lengths(x: Tensor, lengths: Tensor) -> Tensor:
-    if x.dim() != 3:
-        raise BatchNormError(f"lengths are for an input of (N, C, L); got {tuple(x.shape)}. Give mask instead.")
-    lengths = torch.as_tensor(lengths, device=x.device)
-    if lengths.shape != (len(x),) or lengths.is_floating_point() or lengths.dtype == torch.bool:
+def from_lengths(lengths: Tensor, n: int, length: int, device: torch.device) -> Tensor:
+    """Return the mask (n, length) of which the first values of each row count."""
+    lengths = torch.as_tensor(lengths, device=device)
+    if lengths.shape != (n,) or lengths.is_floating_point() or lengths.dtype == torch.bool:
+        came = f"{lengths.dtype} of shape {tuple(lengths.shape)}"
+        raise BatchNormError(f"lengths must be {n} integers, one per sequence; got {came}")
+    if n and (int(lengths.min()) < 0 or int(lengths.max()) > length):
         raise BatchNormError(
-            f"lengths must be {len(x)} integers, one per sequence; got {lengths.dtype} of shape {tuple(lengths.shape)}"
+            f"lengths must be from 0 to {length}, the length of the padded input; got {lengths.tolist()}"
         )
-    if lengths.numel() and (int(lengths.min()) < 0 or int(lengths.max()) > x.shape[2]):
-        raise BatchNormError(
-            f"lengths must be from 0 to {x.shape[2]}, the length of the padded input; got {lengths.tolist()}"
-        )
-    return torch.arange(x.shape[2], device=x.device) < lengths[:, None]
+    return torch.arange(length, device=device) < lengths[:, None]
 
 
 class Packed:

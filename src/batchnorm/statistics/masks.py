@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import BatchNormError
-from ..kernels.packing import as_mask
+from ..kernels.packing import as_mask, from_lengths
 from .attached import layers_of, restored, special_of
 
 
@@ -74,7 +74,7 @@ class _Source:
         """Read the length of the input of the network."""
         x = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
         if self._lengths is not None and x is not None and x.dim() > 1:
-            self._mask = as_mask(x.reshape(len(x), 1, -1)[..., : x.shape[-1]], None, self._lengths)
+            self._mask = from_lengths(self._lengths, len(x), x.shape[-1], x.device)
 
     def mask(self, x: Tensor) -> Tensor:
         """Return the mask at the network's input, or at `x` if the network has not seen an input."""
