@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..graph.batches import in_eval
+from ..kernels import dispatch
 from ..moments import Moments
 from .estimator import Estimate
 
@@ -102,7 +103,7 @@ def _recording(layers: dict[str, Tracked], seen: Seen) -> Iterator[None]:
 
 def _record(name: str, seen: Seen, _layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Append the moments of the input of layer `name` to `seen`."""
-    moments = Moments.from_batch(args[0] if args else kwargs["input"])
+    moments = dispatch.moments(args[0] if args else kwargs["input"])
     if moments.count == 1:
         raise LeaveOut(f"it gives {name!r} one value per channel, which has no variance")
     if moments.count:
