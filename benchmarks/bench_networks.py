@@ -152,8 +152,9 @@ def check(models: dict[str, nn.Module], x: Tensor, labels: Tensor) -> None:
     losses = [step(models[side], x, labels, torch.float32) for side in ("torch", "fused")]
     torch.testing.assert_close(losses[1], losses[0], rtol=1e-3, atol=1e-3)
     scale = max(float(p.grad.abs().max()) for p in models["torch"].parameters() if p.grad is not None)
-    for ours, theirs in zip(models["fused"].parameters(), models["torch"].parameters(), strict=True):
-        assert float((ours.grad - theirs.grad).abs().max()) < 2e-2 * scale  # pyright: ignore[reportOperatorIssue]
+    for (name, ours), theirs in zip(models["fused"].named_parameters(), models["torch"].parameters(), strict=True):
+        error = float((ours.grad - theirs.grad).abs().max())  # pyright: ignore[reportOperatorIssue]
+        assert error < 2e-2 * scale, f"{name}: the gradients differ by {error}, the largest is {scale}"
 
 
 def timed(run: Callable[[], object]) -> float:
