@@ -72,10 +72,16 @@ def examine(name: str) -> dict[str, Any]:
     return {**record, "alarms": alarms, "notes": notes, "unexamined": list(result.unexamined)}
 
 
+def by_layers() -> list[str]:
+    """Return the networks with the fewest BN layers first, so that a stop leaves a record of many."""
+    records = json.loads((HERE.parent / "records/zoo/results.json").read_text())["records"]
+    return [record["network"] for record in sorted(records, key=lambda record: record["layers"])]
+
+
 def main() -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    chosen = sys.argv[1:] or (HERE / "zoo_networks.txt").read_text().split()
+    chosen = sys.argv[1:] or by_layers()
     done = set()
     if not sys.argv[1:] and RECORDS.exists():
         done = {json.loads(line)["network"] for line in RECORDS.read_text().splitlines()}

@@ -1,6 +1,7 @@
 """Record what `bn.doctor` finds: the bank of planted faults, healthy networks, and one whole case.
 
     python tools/doctor_records.py bank   # records/doctor/bank.jsonl: every fault in three families; resumes
+    python tools/doctor_records.py table  # the table of bank.jsonl, as in records/doctor/README.md
     python tools/doctor_records.py case   # records/doctor/case.json: a network trained with a mistake, mended
 
 The faults and the families are those of tests/doctor/. The case is MNIST, trained by Adam, with a moving average of the
@@ -64,6 +65,20 @@ def _judged(check: str, cases: Any) -> dict[str, Any]:
     }
 
 
+def table() -> list[str]:
+    """Return the bank as a table: a line a fault, and the layer at which each family has it."""
+    records = [json.loads(line) for line in (RECORDS / "bank.jsonl").read_text().splitlines()]
+    faults = {record["fault"]: record for record in records if record["fault"] != "healthy"}
+    lines = ["| fault | check | severity | found at its layer | gone after the remedy |", "|---|---|---|---|---|"]
+    for name, first in faults.items():
+        mine = [record for record in records if record["fault"] == name]
+        found, gone = (sum(record[key] for record in mine) for key in ("found", "gone"))
+        severity = ", ".join(dict.fromkeys(str(record["severity"]) for record in mine))
+        cells = (name.replace("_", " "), first["check"], severity, f"{found} of {len(mine)}", f"{gone} of {len(mine)}")
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
 def network() -> nn.Module:
     """Return a small convolutional network for MNIST."""
     layers: list[nn.Module] = [nn.Conv2d(1, 16, 5, stride=2, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
@@ -118,4 +133,4 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     RECORDS.mkdir(parents=True, exist_ok=True)
-    {"bank": record_bank, "case": record_case}[sys.argv[1]]()
+    {"bank": record_bank, "case": record_case, "table": lambda: print("\n".join(table()))}[sys.argv[1]]()
