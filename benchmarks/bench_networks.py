@@ -7,7 +7,7 @@
 
 A step is forward, cross-entropy and backward of 16 images of 160x160 on two threads. The contenders alternate, one
 step each, in one process with `bn.keep_memory()` for all. Before the clock starts, the loss and the gradients of the
-fused network must be those of torch's.
+fused network are compared with float64's: torch's own float32 gradients are off by 4 % in some layers.
 
 - torch: the network as torchvision has it, or a CSP network with SiLU as YOLO detectors have it.
 - fused: after `bn.fuse`.
@@ -148,13 +148,19 @@ def contenders(name: str, x: Tensor, channels_last: bool, compiled: bool) -> dic
 
 
 def check(models: dict[str, nn.Module], x: Tensor, labels: Tensor) -> None:
-    """Compare the loss and the gradients in float32."""
+    """Raise AssertionError if the loss or a gradient is farther from float64 than torch's float32 may be."""
+    exact = copy.deepcopy(models["torch"]).double()
     losses = [step(models[side], x, labels, torch.float32) for side in ("torch", "fused")]
     torch.testing.assert_close(losses[1], losses[0], rtol=1e-3, atol=1e-3)
-    scale = max(float(p.grad.abs().max()) for p in models["torch"].parameters() if p.grad is not None)
-    for (name, ours), theirs in zip(models["fused"].named_parameters(), models["torch"].parameters(), strict=True):
-        error = float((ours.grad - theirs.grad).abs().max())  # pyright: ignore[reportOperatorIssue]
-        assert error < 2e-2 * scale, f"{name}: the gradients differ by {error}, the largest is {scale}"
+    step(exact, x.double(), labels, torch.float32)
+    scale = max(float(p.grad.abs().max()) for p in exact.parameters() if p.grad is not None)
+    theirs, ours = (largest_error(models[side], exact) / scale for side in ("torch", "fused"))
+    assert ours < max(1e-3, 1.5 * theirs), f"relative error of the gradients: {ours:.1e}, of torch's {theirs:.1e}"
+
+
+def largest_error(model: nn.Module, exact: nn.Module) -> float:
+    pairs = zip(model.parameters(), exact.parameters(), strict=True)
+    return max(float((p.grad - e.grad).abs().max()) for p, e in pairs if p.grad is not None and e.grad is not None)
 
 
 def timed(run: Callable[[], object]) -> float:
