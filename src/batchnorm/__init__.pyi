@@ -15,10 +15,10 @@ from .algorithm2.insert import insert as insert
 from .algorithm2.recalibrate import RecalibrateResult as RecalibrateResult
 from .algorithm2.recalibrate import RecalibrateRow as RecalibrateRow
 from .algorithm2.recalibrate import recalibrate as recalibrate
-from .diagnosis.doctor import DoctorResult as DoctorResult
-from .diagnosis.doctor import DoctorRow as DoctorRow
 from .diagnosis.doctor import doctor as doctor
 from .diagnosis.finding import Finding as Finding
+from .diagnosis.result import DoctorResult as DoctorResult
+from .diagnosis.row import DoctorRow as DoctorRow
 from .errors import BatchNormError as BatchNormError
 from .errors import DownloadError as DownloadError
 from .errors import Failure as Failure

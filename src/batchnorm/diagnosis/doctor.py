@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,9 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm, _LazyNormBase
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from ..algorithm2.progress import reported
-from ..algorithm2.results import count, format_table
-from ..errors import BatchNormError, first_few
-from ..escape import printable
+from ..errors import BatchNormError
 from ..graph.batches import check_batches, check_module
 from ..graph.compare import copied
 from .checks.channels import dead_channels, gammas, not_finite
@@ -32,7 +28,9 @@ from .checks.values import few_values
 from .examination import Examination, Loss, held_in_eval
 from .finding import SEVERITIES, Finding
 from .measurement import measure
-from .profile import Profile, profile_of
+from .profile import profile_of
+from .result import DoctorResult
+from .row import DoctorOutcome, DoctorRow
 
 # In the order in which a reader wants them within one severity: causes before what follows from them.
 CHECKS: tuple[Callable[[Examination], Iterable[Finding]], ...] = (
@@ -40,124 +38,6 @@ CHECKS: tuple[Callable[[Examination], Iterable[Finding]], ...] = (
     *(narrow_statistics, few_values, sorted_batches, padding, data_shift, counted_twice, half_frozen, ranks_differ),
     *(dead_channels, gammas, dropout_before, redundant_bias, normalized_twice, last_layer, weight_decay, unfolded),
 )
-
-DoctorOutcome = Literal["error", "warning", "note", "healthy"]
-
-
-@dataclass(frozen=True)
-class DoctorRow:
-    """Tell what was measured of one BN layer.
-
-    Arguments:
-        name: the name of the layer in the network.
-        outcome: the worst severity of the findings that name the layer, or "healthy".
-        reason: the checks that found something, or "".
-        values: the fewest values per channel in one batch; 0 if no batch reached the layer.
-        mean_shift: the largest |running mean - mean| of a channel, in standard deviations.
-        std_low: the smallest ratio of the running standard deviation to the data's.
-        std_high: the largest of the same ratio.
-        distance: the largest distance of a running statistic from the data's, in standard errors.
-        noise: the spread of the standard deviation from batch to batch, relative, of the median channel.
-        gap: how far the layer's normalized input in eval is from mean 0 and deviation 1: the root mean square over
-            channels, of what it is not in training too.
-        profile: the values per channel, for the page.
-    """
-
-    name: str
-    outcome: DoctorOutcome
-    reason: str = ""
-    values: int = 0
-    mean_shift: float | None = None
-    std_low: float | None = None
-    std_high: float | None = None
-    distance: float | None = None
-    noise: float | None = None
-    gap: float | None = None
-    profile: Profile | None = field(default=None, repr=False, compare=False)
-
-
-@dataclass(frozen=True)
-class DoctorResult:
-    """Hold what was found, and one row per BN layer. Prints as a table, worst first.
-
-    Arguments:
-        model: the model that was given. It is as it was.
-        findings: worst first.
-        rows: one row per BN layer, in the order of `named_modules`.
-        batches: the number of batches read.
-        unexamined: a sentence per thing that could not be examined.
-
-    Example:
-        >>> import torch
-        >>> import batchnorm as bn
-        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8, bias=False), torch.nn.BatchNorm1d(8), torch.nn.ReLU())
-        >>> _ = torch.manual_seed(0)
-        >>> result = bn.doctor(model, [torch.randn(64, 4) for _ in range(4)])
-        >>> result.errors, result.healthy
-        (2, False)
-        >>> result.findings[-1].check, result.findings[-1].remedy
-        ('unfolded', 'bn.fuse(model, example)')
-    """
-
-    model: nn.Module
-    findings: tuple[Finding, ...]
-    rows: tuple[DoctorRow, ...]
-    batches: int
-    unexamined: tuple[str, ...] = ()
-
-    @property
-    def errors(self) -> int:
-        """Return the number of findings that make results wrong."""
-        return sum(finding.severity == "error" for finding in self.findings)
-
-    @property
-    def warnings(self) -> int:
-        """Return the number of findings that are likely to."""
-        return sum(finding.severity == "warning" for finding in self.findings)
-
-    @property
-    def notes(self) -> int:
-        """Return the number of findings that may be meant so."""
-        return sum(finding.severity == "note" for finding in self.findings)
-
-    @property
-    def healthy(self) -> bool:
-        """Return True without errors and warnings."""
-        return not self.errors and not self.warnings
-
-    def counted(self) -> str:
-        """Return how many findings there are of each severity, as a phrase."""
-        numbers = ((self.errors, "error"), (self.warnings, "warning"), (self.notes, "note"))
-        return ", ".join(f"{number} {word}{'' if number == 1 else 's'}" for number, word in numbers)
-
-    def __str__(self) -> str:
-        header = ("severity", "check", "layers", "evidence")
-        table = format_table(header, [_cells(finding) for finding in self.findings], empty="nothing found")
-        told = [f"{f.check}: {f.reason}.\n  remedy: {f.remedy}" for f in self.findings]
-        healthy = count(self.rows, "healthy")
-        counts = f"{self.counted()}; {healthy} of {len(self.rows)} layers without a finding, {self.batches} batches"
-        lines = [_printable_lines(text) for text in (*told, *self.unexamined)]
-        return "\n".join([table, *([""] if lines else []), *lines, *([""] if lines else []), counts])
-
-    def to_html(self, path: str | Path) -> Path:
-        """Write one page that needs no other file and no network, and return its path.
-
-        It has the findings, the growth of the difference between training and eval through the network, and per layer
-        the running statistics against the measured ones, the values per channel and the dead channels.
-
-        Raises:
-            StorageError: the disk is full or the folder read-only.
-
-        Example:
-            >>> import torch
-            >>> import batchnorm as bn
-            >>> result = bn.doctor(torch.nn.Sequential(torch.nn.BatchNorm1d(2)), [torch.randn(32, 2)])
-            >>> result.to_html("doctor.html").name
-            'doctor.html'
-        """
-        from .page import write_doctor_page
-
-        return write_doctor_page(self, Path(path))
 
 
 def doctor(
@@ -274,12 +154,3 @@ def _row(e: Examination, name: str, findings: list[Finding]) -> DoctorRow:
         gap=profile.gap,
         profile=profile,
     )
-
-
-def _cells(finding: Finding) -> tuple[str, str, str, str]:
-    return finding.severity, finding.check, first_few(finding.layers, 3), finding.evidence
-
-
-def _printable_lines(text: str) -> str:
-    """Escape names in a text, line by line."""
-    return "\n".join(map(printable, text.split("\n")))

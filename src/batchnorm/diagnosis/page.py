@@ -6,15 +6,12 @@ from collections.abc import Sequence
 from html import escape
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ..escape import printable
 from ..page.html import Section, html_table, write_page
 from .finding import Finding
 from .profile import Profile
-
-if TYPE_CHECKING:
-    from .doctor import DoctorResult, DoctorRow
+from .row import DoctorRow
 
 _ABOUT = """Findings come worst first. An <b>error</b> makes results wrong, a <b>warning</b> is likely to, a <b>note</b>
 may be meant so. Standard deviations (std) are those of the data, per channel."""
@@ -45,20 +42,28 @@ details { margin: .5rem 0 } summary { cursor: pointer; overflow-wrap: anywhere }
 </style>"""
 
 
-def write_doctor_page(result: DoctorResult, path: Path) -> Path:
+def write_doctor_page(
+    path: Path, title: str, findings: Sequence[Finding], rows: Sequence[DoctorRow], more: str
+) -> Path:
     """Write the page and return its path. It opens offline.
+
+    Arguments:
+        path: of the page.
+        title: the counts of the findings.
+        findings: worst first.
+        rows: one per BN layer.
+        more: what was examined, and what could not be.
 
     Raises:
         StorageError: the disk is full or the folder read-only.
     """
+    found = "".join(map(_finding, findings)) or "<p>Nothing was found.</p>"
     sections = [
-        Section(result.counted(), _STYLE + "".join(map(_finding, result.findings)) or "<p>Nothing was found.</p>"),
-        Section("Where training and eval part", _gaps(result.rows)),
-        Section("Layers", html_table("Layers", _table(result.rows))),
-        Section("Channels", _LEGEND + "".join(map(_channels, result.rows))),
+        Section(title, _STYLE + found),
+        Section("Where training and eval part", _gaps(rows)),
+        Section("Layers", html_table("Layers", _table(rows))),
+        Section("Channels", _LEGEND + "".join(map(_channels, rows))),
     ]
-    layers = f"{len(result.rows)} BN layers of {type(result.model).__name__}, {result.batches} batches"
-    more = " ".join((f"{layers}.", *result.unexamined))
     return write_page(path, "What the doctor found", _ABOUT, sections, printable(more))
 
 

@@ -65,8 +65,8 @@ def dead_channels(e: Examination) -> Iterator[Finding]:
       channel is dead for every batch of this size. That is proved.
     - constant on all batches: with n examples the share of live ones is below 3 / n (95 %).
 
-    Threshold: the first two are a warning. The third is a note up to a tenth of the layer (`MANY`), since trained ReLU
-    networks have some such channels. A layer whose gammas are all 0 before an addition is a note: residual networks
+    Threshold: the first two are a warning. The third is a note up to a tenth of the layer (`MANY`) or one channel,
+    since trained ReLU networks have some such channels. A layer whose gammas are all 0 before an addition is a note: residual networks
     start so. What only such a layer feeds is a note as well.
     """
     activations = _activations(e.network) if e.network is not None else {}
@@ -89,7 +89,8 @@ def dead_channels(e: Examination) -> Iterator[Finding]:
         severity: Severity = "note" if resting and not _live_source(e, sure) else "warning"
         yield _dead(sure, severity, "gamma 0, a constant input, or an activation out of reach of every batch")
     if seen:
-        severity = "warning" if any(float(dead.float().mean()) > MANY for dead in seen.values()) else "note"
+        many = any(int(dead.sum()) > max(1, MANY * len(dead)) for dead in seen.values())
+        severity = "warning" if many else "note"
         examples = next(iter(e.measured.values())).means.examples.count
         yield _dead(seen, severity, f"constant in all {examples} examples: live in under {3 / max(examples, 3):.2%}")
 
