@@ -66,8 +66,8 @@ def dead_channels(e: Examination) -> Iterator[Finding]:
     - constant on all batches: with n examples the share of live ones is below 3 / n (95 %).
 
     Threshold: the first two are a warning. The third is a note up to a tenth of the layer (`MANY`) or one channel,
-    since trained ReLU networks have some such channels. A layer whose gammas are all 0 before an addition is a note: residual networks
-    start so. What only such a layer feeds is a note as well.
+    since trained ReLU networks have some such channels. A layer whose gammas are all 0 before an addition is a note:
+    residual networks start so. What only such a layer feeds is a note as well.
     """
     activations = _activations(e.network) if e.network is not None else {}
     resting = {n for n, layer in e.layers.items() if _all_zero(layer) and _may_rest(e.network, n)}
