@@ -22,6 +22,7 @@ COMMANDS = (
     "inception",
     "evaluate",
     "report",
+    "shift",
     "fold",
     "insert",
     "recalibrate",
@@ -30,7 +31,8 @@ COMMANDS = (
 )  # a module each
 DESCRIPTION = """Batch Normalization, the whole of it, for PyTorch.
 
-mnist, inception, evaluate and report reproduce the paper. fold, insert and recalibrate change a network of your own.
+mnist, inception, evaluate and report reproduce the paper. shift looks at why batch normalization helps. fold, insert
+and recalibrate change a network of your own.
 doctor says why one misbehaves, and changes nothing. trial trains it with and without batch normalization.
 Each command explains itself: batchnorm fold --help. --version prints what is installed.
 """
