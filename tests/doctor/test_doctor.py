@@ -48,7 +48,7 @@ def test_the_statistics_are_those_that_recalibrate_writes():
 def test_no_more_than_a_few_batches_are_kept():
     model = recalibrated("plain").model
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.BatchNorm2d)}
-    measurement = measure(model, layers, set(), iter(pictures(3, 9, examples=4)))
+    measurement = measure(model, layers, set(), iter(pictures(3, 9, examples=4)))  # pyright: ignore[reportArgumentType]
     assert measurement.batches == 9
     assert len(measurement.held) == HELD
     assert measurement.layers["1"].means.examples.count == 36
@@ -77,8 +77,8 @@ def test_what_cannot_be_examined_is_refused(model, batches, message):
 def test_findings_and_rows_agree_and_come_worst_first():
     patient = recalibrated("plain")
     norm = patient.model.get_submodule(patient.first)
-    norm.running_mean += 5
-    norm.weight.data[0] = 0
+    norm.running_mean += 5  # pyright: ignore[reportOperatorIssue]
+    norm.weight.data[0] = 0  # pyright: ignore[reportIndexIssue]
     result = bn.doctor(patient.model, pictures(3, 4), loss=LOSS)
     order = [("error", "warning", "note").index(finding.severity) for finding in result.findings]
     assert order == sorted(order)
@@ -98,7 +98,7 @@ def test_wrappers_are_opened():
 def test_frozen_layers_are_not_compared_with_the_data():
     """A network that trains with frozen statistics is the same in eval: nothing to mend."""
     patient = recalibrated("plain")
-    patient.model.get_submodule(patient.first).running_var *= 4
+    patient.model.get_submodule(patient.first).running_var *= 4  # pyright: ignore[reportOperatorIssue]
     bn.freeze(patient.model)
     assert bn.doctor(patient.model.train(), pictures(3, 3), loss=LOSS).healthy
 
@@ -149,8 +149,8 @@ def test_dead_by_proof_is_a_warning_and_dead_on_these_data_a_note():
     patient = recalibrated("plain")
     norm = patient.model.get_submodule(patient.first)
     seen, proved = copy.deepcopy(patient.model), patient.model
-    seen.get_submodule(patient.first).bias.data[0] = -9 * norm.weight[0].abs().item()
-    norm.bias.data[0] = -1000
+    seen.get_submodule(patient.first).bias.data[0] = -9 * norm.weight[0].abs().item()  # pyright: ignore[reportIndexIssue]
+    norm.bias.data[0] = -1000  # pyright: ignore[reportIndexIssue]
     severity = {
         name: [f.severity for f in bn.doctor(model, pictures(3, 3)).findings if f.check == "dead channels"]
         for name, model in (("seen", seen), ("proved", proved))

@@ -19,8 +19,8 @@ def page(tmp_path_factory):
     """Write the page of a network with wrong statistics, a dead channel and a layer with a hostile name."""
     patient = recalibrated("plain")
     norm = patient.model.get_submodule(patient.middle)
-    norm.running_mean += 3
-    norm.weight.data[1] = 0
+    norm.running_mean += 3  # pyright: ignore[reportOperatorIssue]
+    norm.weight.data[1] = 0  # pyright: ignore[reportIndexIssue]
     patient.model.add_module(NAME, nn.BatchNorm1d(4).eval())
     result = bn.doctor(patient.model, pictures(3, 3), loss=LOSS)
     return result.to_html(tmp_path_factory.mktemp("page") / "doctor.html")
@@ -60,7 +60,7 @@ def test_a_browser_shows_it_without_errors_and_without_scrolling_sideways(page, 
 
 def test_values_that_are_not_finite_leave_gaps(tmp_path):
     model = nn.Sequential(nn.BatchNorm1d(2)).eval()
-    model[0].running_mean[0] = torch.nan
-    model[0].running_var[1] = torch.inf
+    model[0].running_mean[0] = torch.nan  # pyright: ignore[reportIndexIssue]
+    model[0].running_var[1] = torch.inf  # pyright: ignore[reportIndexIssue]
     page = bn.doctor(model, [torch.randn(16, 2) for _ in range(3)]).to_html(tmp_path / "page.html")
     assert "nan" not in page.read_text().partition("<svg")[2].lower()

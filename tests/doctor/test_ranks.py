@@ -27,7 +27,7 @@ def examine(rank, store, output):
 
 @pytest.mark.skipif(not dist.is_gloo_available(), reason="torch was built without gloo")
 def test_buffers_that_differ_between_ranks_are_found_and_mended(tmp_path):
-    multiprocessing.spawn(examine, (tmp_path / "store", tmp_path / "found"), nprocs=2)
+    multiprocessing.spawn(examine, (tmp_path / "store", tmp_path / "found"), nprocs=2)  # pyright: ignore[reportPrivateImportUsage]
     for rank in range(2):
         ranks, few, again = torch.load(tmp_path / f"found-{rank}", weights_only=True)
         assert ranks[0] == ("1",)
