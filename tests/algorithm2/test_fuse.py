@@ -155,7 +155,7 @@ class ByBatch(nn.BatchNorm2d):
 
 
 class Twice(bn.BatchNorm2d):
-    def forward(self, input, residual=None):
+    def forward(self, input, residual=None):  # pyright: ignore[reportIncompatibleMethodOverride]
         return 2 * super().forward(input, residual)
 
 
