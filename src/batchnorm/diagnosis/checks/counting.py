@@ -65,7 +65,7 @@ def _step(e: Examination) -> Step | None:
     before = {name: _count(layer) for name, layer in layers.items()}
     calls: Counter[str] = Counter()
     for name, layer in layers.items():
-        layer.register_forward_hook(partial(_called, calls, name))
+        layer.register_forward_pre_hook(partial(_called, calls, name))  # checkpointing may stop inside the last layer
     try:
         with torch.random.fork_rng(), torch.enable_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
