@@ -7,6 +7,7 @@ import pytest
 import torch
 from support.patients import LOSS, fit, pictures, plain, recalibrated, trained
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import batchnorm as bn
 from batchnorm.diagnosis.measurement import HELD, measure
@@ -156,3 +157,49 @@ def test_dead_by_proof_is_a_warning_and_dead_on_these_data_a_note():
         for name, model in (("seen", seen), ("proved", proved))
     }
     assert severity == {"seen": ["note"], "proved": ["warning"]}
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_checkpointing_and_sharing_are_told_apart(reentrant):
+    class Checkpointed(nn.Sequential):
+        def forward(self, x):
+            return checkpoint(super().forward, x.requires_grad_(), use_reentrant=reentrant)
+
+    inner = Checkpointed(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    shared = nn.BatchNorm1d(4)
+    model = nn.Sequential(inner, shared, nn.ReLU(), shared, nn.Linear(4, 2))
+    found = {
+        f.layers: f.evidence for f in bn.doctor(model, [torch.randn(16, 3)]).findings if f.check == "counted twice"
+    }
+    assert found == {
+        ("0.1",): "0.1: one step counts 2 batches, as the backward calls it again",
+        ("1",): "1: one forward calls it 2 times",
+    }
+
+
+def test_layers_of_this_package_count_once_under_checkpointing():
+    class Checkpointed(nn.Sequential):
+        def forward(self, x):
+            return checkpoint(super().forward, x, use_reentrant=False)
+
+    model = nn.Sequential(Checkpointed(nn.Linear(3, 4), bn.BatchNorm1d(4)), nn.Linear(4, 2))
+    checks = [finding.check for finding in bn.doctor(model, [torch.randn(16, 3)]).findings]
+    assert "counted twice" not in checks
+
+
+@pytest.mark.parametrize(("residual", "severity"), [(True, "note"), (False, "warning")])
+def test_a_branch_that_starts_at_zero_is_no_fault(residual, severity):
+    """Residual networks start with gamma 0 before the addition; an activation may stand between (timm's darknets)."""
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.branch = nn.Sequential(nn.Linear(4, 4, bias=False), nn.BatchNorm1d(4), nn.SiLU())
+            self.after = nn.Linear(4, 2)
+            nn.init.zeros_(self.branch[1].weight)
+
+        def forward(self, x):
+            return self.after(self.branch(x) + x if residual else self.branch(x))
+
+    found = [f for f in bn.doctor(Block(), [torch.randn(32, 4)]).findings if f.check == "dead channels"]
+    assert [(f.severity, f.layers) for f in found] == [(severity, ("branch.1",))]

@@ -111,7 +111,7 @@ def _all_zero(layer: _BatchNorm) -> bool:
 
 
 def _may_rest(network: Network | None, name: str) -> bool:
-    """Return True if an addition takes the output of the layer, directly or behind calls without a nonlinearity."""
+    """Return True if an addition takes the output of the layer before another affine layer does."""
     if network is None:
         return True
     waiting = [node for node in network.graph.nodes if network.is_batch_norm(node) and network.label(node) == name]
@@ -120,12 +120,7 @@ def _may_rest(network: Network | None, name: str) -> bool:
         for user in network.data_users(waiting.pop()):
             if network.op(user) in SUMS:
                 return True
-            if (
-                user.op != "output"
-                and not network.is_nonlinearity(user)
-                and not network.is_affine(user)
-                and user not in seen
-            ):
+            if user.op != "output" and not network.is_affine(user) and user not in seen:
                 seen.add(user)
                 waiting.append(user)
     return False
