@@ -9,7 +9,7 @@ from ..finding import Finding, Severity
 from ..significance import z_of_f
 
 PADDED = 0.15  # share of the positions
-FRAMED = 0.05
+FRAMED = 0.1
 ALIKE = 0.05  # intraclass correlation
 
 
@@ -18,7 +18,7 @@ def padding(e: Examination) -> Iterator[Finding]:
 
     Test: the share of positions at the end of an axis where no channel changes, over all examples. Values computed from
     data differ from position to position; values computed from padding do not. Threshold: 15 % of the positions
-    (`PADDED`), and over twice the share at the other end: pictures with a frame have both. Less is a note, from 5 %
+    (`PADDED`), and over twice the share at the other end: pictures with a frame have both. Less is a note, from 10 %
     (`FRAMED`): MNIST's frame has 8 % at one end behind a convolution.
     """
     shares = {}

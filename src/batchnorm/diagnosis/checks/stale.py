@@ -79,7 +79,7 @@ def _finding(
     ranked = sorted(names, key=lambda name: -_worst(e.discrepancies[name], off[name]))
     evidence = described(ranked[0], e.discrepancies[ranked[0]], off[ranked[0]]) + (f"; {more}" if more else "")
     remedy = RECALIBRATE
-    if e.proof is not None and e.proof.harms:
+    if severity != "note" and e.proof is not None and e.proof.harms:
         evidence = f"{evidence}; {e.proof}"
         remedy = "none with these batches: recalibrating on them makes the loss worse. Give batches of the training set"
     return Finding("stale statistics", severity, tuple(ranked), evidence, why, remedy)
