@@ -9,7 +9,9 @@ from support.paths import ROOT
 from support.records import longest_cells
 
 from batchnorm.paper.show.inception_report import write_inception_report
+from batchnorm.paper.show.inception_tables import FIG3_TITLE, FIG4_TITLE
 from batchnorm.paper.show.mnist_report import write_mnist_report
+from batchnorm.paper.show.recipe_table import RECIPE_TITLE
 from batchnorm.paper.show.styles import ARM_STYLES, VARIANT_STYLES
 from batchnorm.paper.training.rows import read_rows
 
@@ -152,4 +154,5 @@ def test_a_page_has_a_language_a_title_and_one_first_heading(open_page, reports)
     tab = open_page(reports["inception"]).tab
     assert tab.locator("html").get_attribute("lang") == "en"
     assert tab.title() == tab.locator("h1").inner_text() == "Batch Normalization: Figures 2 to 4"
-    assert tab.get_by_role("main").get_by_role("heading", level=2).count() == 3
+    headings = tab.get_by_role("main").get_by_role("heading", level=2).all_inner_texts()
+    assert headings == ["Figure 2: accuracy against training steps", FIG3_TITLE, RECIPE_TITLE, FIG4_TITLE]
