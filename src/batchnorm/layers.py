@@ -63,7 +63,8 @@ class FusedBatchNorm(_BatchNorm):
         virtual_batch_size: in training, normalize each group of that many examples by statistics of its own ("ghost
             batches"). A short last group is part of the one before it. The running statistics are those of the whole
             batch. None for one group.
-        device, dtype: of parameters and buffers, as in torch. Statistics are float32 at least.
+        device: where parameters and buffers are, as in torch.
+        dtype: of the parameters, as in torch. Statistics are float32 at least.
         **torch_options: other arguments of torch's layer, such as `bias=False` in recent versions.
 
     Raises:
