@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 SOURCES := pyproject.toml $(wildcard CMakeLists.txt csrc/*)
 
-.PHONY: mnist inception test torture fuzz gpu lint bench clean
+.PHONY: mnist inception test docs torture fuzz gpu lint bench clean
 
 mnist: $(VENV)/paper
 	$(VENV)/bin/batchnorm mnist
@@ -13,6 +13,10 @@ inception: $(VENV)/imagenet
 
 test: $(VENV)/lint
 	$(VENV)/bin/pytest
+
+# The documentation, as pages that open without a network: build/site/index.html.
+docs: $(VENV)/lint
+	$(VENV)/bin/mkdocs build --strict
 
 # Fail every write of short runs once, and kill them there; about 20 minutes on two cores. The tests take a sample.
 torture: $(VENV)/lint

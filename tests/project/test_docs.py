@@ -1,11 +1,19 @@
-"""The code in docs/statistics.md runs, page from top to bottom, and prints what it says."""
+"""The code in docs/ runs, from top to bottom, and prints what it says. Older pages have tests beside their code."""
 
 import re
 
 import pytest
 from support.paths import ROOT
 
-PAGES = ["statistics"]
+PAGES = [
+    "index",
+    "index.zh-CN",
+    "statistics",
+    "howto/train-faster",
+    "howto/deploy",
+    "howto/fine-tune",
+    "howto/recalibrate",
+]
 
 
 @pytest.mark.parametrize("page", PAGES)

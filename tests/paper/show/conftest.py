@@ -1,13 +1,10 @@
 """Open a page in a real browser that has no network."""
 
-import shutil
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import pytest
-from playwright.sync_api import Page, sync_playwright
-
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+from playwright.sync_api import Browser, Page
 
 
 class Opened(NamedTuple):
@@ -19,26 +16,17 @@ class Opened(NamedTuple):
 
 
 @pytest.fixture(scope="session")
-def open_page():
+def open_page(browser: Browser):
     """Return a function that opens a file at a width, on a device in light or dark mode."""
-    if CHROMIUM is None:
-        pytest.skip("no chromium on the PATH: the page was not opened in a browser (Debian: apt-get install chromium)")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
 
-        def opened(
-            report: Path, width: int = 1280, scheme: Literal["light", "dark"] = "light", **device: Any
-        ) -> Opened:
-            tab = browser.new_page(
-                offline=True, color_scheme=scheme, viewport={"width": width, "height": 800}, **device
-            )
-            errors, requests = [], []
-            tab.on("pageerror", lambda error: errors.append(str(error)))
-            tab.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
-            tab.on("request", lambda request: requests.append(request.url))
-            tab.goto(report.as_uri())
-            tab.wait_for_selector(".chart output:not(:empty)")
-            return Opened(tab, errors, requests)
+    def opened(report: Path, width: int = 1280, scheme: Literal["light", "dark"] = "light", **device: Any) -> Opened:
+        tab = browser.new_page(offline=True, color_scheme=scheme, viewport={"width": width, "height": 800}, **device)
+        errors, requests = [], []
+        tab.on("pageerror", lambda error: errors.append(str(error)))
+        tab.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+        tab.on("request", lambda request: requests.append(request.url))
+        tab.goto(report.as_uri())
+        tab.wait_for_selector(".chart output:not(:empty)")
+        return Opened(tab, errors, requests)
 
-        yield opened
-        browser.close()
+    return opened
