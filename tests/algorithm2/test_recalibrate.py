@@ -8,12 +8,14 @@ import re
 import sys
 from datetime import timedelta
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.multiprocessing.spawn import start_processes
+from torch.optim.swa_utils import AveragedModel
 
 import batchnorm as bn
 from batchnorm.errors import PeerError
@@ -622,3 +624,23 @@ def test_processes_with_different_networks_fail(ranks):
         ["BatchNormError", f"the process of rank {other} recalibrates other layers; give all the same network"]
         for other in (1, 0)
     ]
+
+
+def test_torchs_averaged_model():
+    """SWA and EMA: the average gets the statistics of its own weights, and the network behind it keeps its own."""
+    network = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
+    averaged = AveragedModel(network)
+    linear, layer = cast(nn.Sequential, averaged.module)
+    for parameter in network.parameters():
+        parameter.data += 1
+    averaged.update_parameters(network)
+    averaged.update_parameters(nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)))
+    before = copy.deepcopy(network.state_dict())
+    batches = [data(16), data(16)]
+    result = bn.recalibrate(averaged, batches)
+    assert [row.name for row in result.rows] == ["module.1"]
+    values = linear(torch.cat(batches)).detach()
+    torch.testing.assert_close(layer.running_mean, values.mean(0), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(layer.running_var, values.var(0), rtol=1e-5, atol=1e-5)
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    averaged.eval()(batches[0])

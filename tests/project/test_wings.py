@@ -27,6 +27,7 @@ WINGS = [
     "statistics",
     "page",
     "diagnosis",
+    "integrations",
     "paper.training",
     "paper.images",
     "paper.mnist",

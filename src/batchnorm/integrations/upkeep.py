@@ -1,0 +1,89 @@
+"""What a trainer's callback does for BN: recalibrate on batches of the training loader, and examine at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.data import DataLoader
+
+from ..algorithm2.freeze import statistics_frozen
+from ..algorithm2.recalibrate import recalibrate
+from ..diagnosis.doctor import doctor
+from ..diagnosis.examination import Loss
+from ..diagnosis.result import DoctorResult
+from ..errors import BatchNormError
+
+
+class Upkeep:
+    """Recalibrate a network in training at most once a step, and examine it at the end.
+
+    Arguments:
+        batches: how many batches of the training loader to use, each time from the start of an epoch.
+        forward: as `recalibrate` takes it, for batches of an unusual kind.
+        loss: as `doctor` takes it.
+    """
+
+    def __init__(self, batches: int, forward: Callable[[nn.Module, Any], object] | None, loss: Loss | None) -> None:
+        if batches < 1:
+            raise BatchNormError(f"batches must be 1 or more, the number to recalibrate on; got {batches}")
+        self._batches, self._forward, self._loss = batches, forward, loss
+        self._step: int | None = None
+
+    def begin(self, model: nn.Module) -> None:
+        """Raise BatchNormError if the network has no BN layer: now, and not after an epoch."""
+        self._step = None
+        if not any(isinstance(layer, _BatchNorm) for layer in model.modules()):
+            raise BatchNormError(f"{type(model).__name__} has no BatchNorm layer: leave this callback out")
+
+    def recalibrate(self, model: nn.Module, loader: Iterable[Any], step: int) -> None:
+        """Replace the running statistics, in place, unless this step has done so or all of them are frozen."""
+        layers = [
+            layer for layer in model.modules() if isinstance(layer, _BatchNorm) and layer.running_mean is not None
+        ]
+        if step == self._step or all(statistics_frozen(layer) for layer in layers):
+            return
+        with training_batches(loader, self._batches) as batches:
+            recalibrate(model, batches, forward=self._forward)
+        self._step = step
+
+    def examine(self, model: nn.Module, loader: Iterable[Any]) -> DoctorResult:
+        """Return what the doctor says about the network."""
+        with training_batches(loader, self._batches) as batches:
+            return doctor(model, batches, loss=self._loss)
+
+
+@contextmanager
+def training_batches(loader: Iterable[Any], count: int) -> Iterator[Iterator[Any]]:
+    """Give the first batches of a training loader. The training that uses it goes on as if nothing had happened.
+
+    A loader of torch is read by a second one without workers, since `persistent_workers` allows one reader. Random
+    numbers of torch, and of a generator that shuffles, are restored.
+    """
+    generator = getattr(getattr(loader, "sampler", None), "generator", None)
+    state = None if generator is None else generator.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield islice(_reader(loader), count)
+    finally:
+        if generator is not None:
+            generator.set_state(state)
+
+
+def _reader(loader: Iterable[Any]) -> Iterable[Any]:
+    if not isinstance(loader, DataLoader):
+        return loader
+    if loader.batch_sampler is not None:
+        return DataLoader(loader.dataset, batch_sampler=loader.batch_sampler, collate_fn=loader.collate_fn)
+    return DataLoader(
+        loader.dataset,
+        loader.batch_size,
+        collate_fn=loader.collate_fn,
+        drop_last=loader.drop_last,
+        sampler=loader.sampler,
+    )
