@@ -11,8 +11,9 @@ mnist: $(VENV)/paper
 inception: $(VENV)/imagenet
 	$(VENV)/bin/batchnorm inception all --data fashion
 
+# A process a core: each test has one thread, and the longest take a minute.
 test: $(VENV)/lint
-	$(VENV)/bin/pytest
+	$(VENV)/bin/pytest --numprocesses auto --dist worksteal
 
 # The documentation, as pages that open without a network: build/site/index.html.
 docs: $(VENV)/lint
