@@ -5,8 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
+
+from ..graph.batches import run_batch
+
+
+def run(model: nn.Module, batch: Any) -> Any:
+    """Run the model on a copy of a batch, since it may write into its input, and return the output.
+
+    Raises:
+        BatchNormError: as `run_batch`.
+    """
+    return run_batch(model, with_inputs(batch, pytree.tree_map_only(Tensor, torch.clone, inputs_of(batch))))
 
 
 def inputs_of(batch: Any) -> Any:
@@ -24,7 +36,7 @@ def example_of(batch: Any) -> Any:
 
 def with_inputs(batch: Any, inputs: Any) -> Any:
     """Return the batch with other inputs."""
-    return (inputs, *batch[1:]) if isinstance(batch, tuple | list) else inputs
+    return (inputs, *batch[1:]) if isinstance(batch, tuple | list) and batch else inputs
 
 
 def target_of(batch: Any, output: Any) -> Any:

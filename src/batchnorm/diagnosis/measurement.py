@@ -15,9 +15,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..algorithm2.estimator import Estimate
 from ..algorithm2.observation import LeaveOut, Tracked, on_batch_statistics
-from ..graph.batches import in_eval, run_batch
+from ..graph.batches import in_eval
 from ..moments import Moments
 from .clusters import Clusters
+from .inputs import run
 from .padding import Tails, tails_of
 
 HELD = 4  # batches that are kept for the proof and the experiments, however many there are
@@ -209,7 +210,7 @@ def _in_training(
             ranges.append((name, y.amin(axes), y.amax(axes)))
 
     with on_batch_statistics(model, tracked(layers, kept)), _hooked(layers, before, after):
-        run_batch(model, batch)
+        run(model, batch)
     for name, sample in seen:
         if not sample.inner.isfinite().all():
             raise _Stopped(name, "its input is not finite")
@@ -237,7 +238,7 @@ def _run_in_eval(model: nn.Module, layers: dict[str, _BatchNorm], found: dict[st
         measured.in_eval = measured.in_eval.merge(Moments.from_batch(args[0] if args else kwargs["input"]))
 
     with in_eval(model), torch.no_grad(), torch.compiler.set_stance("force_eager"), _hooked(layers, before):
-        run_batch(model, batch)
+        run(model, batch)
 
 
 @contextmanager

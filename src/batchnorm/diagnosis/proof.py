@@ -13,8 +13,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils import _pytree as pytree
 
 from ..algorithm2.observation import on_batch_statistics
-from ..graph.batches import in_eval, run_batch
-from .inputs import target_of
+from ..graph.batches import in_eval
+from .inputs import run, target_of
 from .measurement import tracked
 
 APART = 0.1  # of outputs, relative to their spread over examples; of losses, relative to the loss
@@ -81,33 +81,36 @@ def prove(
     batches: list[Any],
     loss: Callable[[Any, Any], Tensor] | None,
 ) -> Proof | None:
-    """Run the batches through the network in its three states. Return None if no output holds a number."""
+    """Run the batches through the network in its three states. Return None without a loss and numbers in the output."""
     layers = {name: layer for name, layer in recalibrated.named_modules() if isinstance(layer, _BatchNorm)}
     losses: list[tuple[float, float, float]] = []
     squares = torch.zeros(3, dtype=torch.float64)
     for batch in batches:
         with in_eval(model):
-            before = run_batch(model, batch)
+            before = run(model, batch)
         with in_eval(recalibrated):
-            after = run_batch(recalibrated, batch)
+            after = run(recalibrated, batch)
         with on_batch_statistics(recalibrated, tracked(layers, kept)):
-            training = run_batch(recalibrated, batch)
+            training = run(recalibrated, batch)
         squares += _squares(before, after, training)
         if loss is not None:
             values = [float(loss(output, target_of(batch, output))) for output in (before, after, training)]
             losses.append((values[0], values[1], values[2]))
-    if not squares[2] > 0:
+    if not losses and not squares[2] > 0:
         return None
     before, after = (squares[:2] / squares[2]).sqrt().nan_to_num(math.inf).tolist()
     return Proof(losses, before, after)
 
 
 def _squares(before: Any, after: Any, training: Any) -> Tensor:
-    """Return the squared distances of before and after from training, and the spread of the latter over examples."""
+    """Return the squared distances of before and after from training, and the spread of the latter over examples.
+
+    Of a single example it is the spread over its values.
+    """
     total = torch.zeros(3, dtype=torch.float64)
     for one, two, three in zip(*(pytree.tree_leaves(each) for each in (before, after, training)), strict=False):
         if isinstance(three, Tensor) and three.is_floating_point() and three.dim() and one.shape == three.shape:
             one, two, three = (each.detach().double().cpu() for each in (one, two, three))
-            spread = (three - three.mean(0)).square().sum()
+            spread = (three - (three.mean(0) if len(three) > 1 else three.mean())).square().sum()
             total += torch.stack([(one - three).square().sum(), (two - three).square().sum(), spread])
     return total
