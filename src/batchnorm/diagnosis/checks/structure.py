@@ -13,42 +13,62 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from ...algorithm2.observation import on_batch_statistics
-from ...graph.batches import run_batch
 from ...graph.compare import copied
 from ...graph.network import Network
-from ...graph.ops import FUSIBLE, IDENTITIES_IN_EVAL, RESHAPES
+from ...graph.ops import FUSIBLE, IDENTITIES_IN_EVAL, MOVES, RESHAPES
 from ...layers import FusedBatchNorm
 from ..examination import Examination
 from ..finding import Finding, Severity
+from ..inputs import run
 from ..measurement import tracked
 
 SHIFTED = 1.05  # times the standard deviation, in the median channel: noticeable
 STRONG = 1.1
 _BATCHES = 2
+_PROBABILITIES = {"softmax", "logsoftmax", "sigmoid", "logsigmoid"}
 _NORMS = {"batchnorm", "instancenorm1d", "instancenorm2d", "instancenorm3d", "groupnorm", "layernorm"}
 
 
 def redundant_bias(e: Examination) -> Iterator[Finding]:
     """Find biases that BN cancels: of an affine layer whose output BN alone takes.
 
-    Test: the graph. BN subtracts the mean, and the bias with it (Sec. 3.2: "b can be ignored"). There is no threshold.
+    Test: the graph. BN subtracts the mean, and the bias with it (Sec. 3.2: "b can be ignored"). Calls that move values
+    may stand between, if they leave the bias one value per channel. There is no threshold.
     """
     found = []
     for network, node in _norms(e):
-        source = network.source(node)
-        alone = (
-            source is not None
-            and network.is_affine(source)
-            and network.data_users(source) != []
-            and len(source.users) == 1
-        )
-        if alone and source is not None and _has_bias(network, source) and network.label(node) not in e.kept:
+        source, between = _source(network, node)
+        if source is None or not network.is_affine(source) or not _has_bias(network, source):
+            continue
+        alone = all(len(each.users) == 1 for each in (source, *between))
+        if alone and network.label(node) not in e.kept and _one_per_channel(network, source, between):
             found.append((network.label(node), network.label(source)))
     if found:
         names, biased = zip(*found, strict=True)
         evidence = f"{biased[0]} has a bias, and {names[0]} alone takes its output; {len(found)} such layers"
         reason = "BN subtracts the mean and the bias with it: the bias gets no gradient, and beta does its work"
         yield Finding("redundant bias", "note", names, evidence, reason, f"bias=False in {biased[0]}")
+
+
+def _source(network: Network, node: fx.Node) -> tuple[fx.Node | None, list[fx.Node]]:
+    """Return the call that computes the input of `node`, and the calls between that only move its values, in order."""
+    between: list[fx.Node] = []
+    source = network.input_or_none(node)
+    while source is not None and network.op(source) in MOVES | IDENTITIES_IN_EVAL:
+        between.insert(0, source)
+        source = network.input_or_none(source)
+    return source, between
+
+
+def _one_per_channel(network: Network, source: fx.Node, between: list[fx.Node]) -> bool:
+    """Return True if a number per output feature of `source` is a number per channel behind the calls."""
+    shape = network.shape(source)
+    axis = len(shape) - 1 if network.is_linear(source) else 1
+    value = torch.arange(float(shape[axis])).view(-1, *[1] * (len(shape) - axis - 1)).expand(shape).contiguous()
+    for node in between:
+        value = network.run(node, {node.all_input_nodes[0]: value})
+    rows = value.transpose(0, 1).flatten(1)
+    return bool((rows == rows[:, :1]).all())
 
 
 def _has_bias(network: Network, node: fx.Node) -> bool:
@@ -107,7 +127,7 @@ def _stds(e: Examination, on: Any) -> dict[str, Tensor]:
             module.training = module not in layers.values() and bool(on(module))
         torch.manual_seed(0)
         for batch in e.training.held[:_BATCHES]:
-            run_batch(model, batch)
+            run(model, batch)
     return sums
 
 
@@ -129,20 +149,20 @@ def _ratios(e: Examination, quiet: dict[str, Tensor], noisy: dict[str, Tensor]) 
 
 
 def last_layer(e: Examination) -> Iterator[Finding]:
-    """Find BN whose output is the network's output.
+    """Find BN whose output is the network's output, or the logits of it.
 
-    Test: the graph. There is no threshold.
+    Test: the graph; reshapes, Dropout, softmax and sigmoid behind it do not count. There is no threshold.
     """
     found = tuple(network.label(node) for network, node in _norms(e) if _reaches_output_alone(network, node))
     if found:
-        evidence = f"{found[0]}: nothing but reshapes follows it"
+        evidence = f"{found[0]}: no layer follows it"
         reason = "gamma alone sets the scale of the outputs: logits do not grow with confidence"
         yield Finding("last layer", "note", found, evidence, reason, "leave BN out behind the last layer")
 
 
 def _reaches_output_alone(network: Network, node: fx.Node) -> bool:
     users = network.data_users(node)
-    passing = RESHAPES | IDENTITIES_IN_EVAL
+    passing = RESHAPES | IDENTITIES_IN_EVAL | _PROBABILITIES
     return bool(users) and all(
         user.op == "output" or (network.op(user) in passing and _reaches_output_alone(network, user)) for user in users
     )
@@ -151,12 +171,12 @@ def _reaches_output_alone(network: Network, node: fx.Node) -> bool:
 def normalized_twice(e: Examination) -> Iterator[Finding]:
     """Find BN whose input another normalization has just normalized.
 
-    Test: the graph; reshapes, crops and Dropout between the two do not count. There is no threshold.
+    Test: the graph; Dropout and calls that move values between the two do not count. There is no threshold.
     """
     pairs = [
         (network.label(node), network.label(source))
         for network, node in _norms(e)
-        if (source := network.source(node)) is not None and network.op(source) in _NORMS
+        if (source := _source(network, node)[0]) is not None and network.op(source) in _NORMS
     ]
     if pairs:
         evidence = f"{pairs[0][0]} normalizes the output of {pairs[0][1]}"
