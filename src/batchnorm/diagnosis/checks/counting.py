@@ -12,14 +12,14 @@ import torch
 from torch import nn
 
 from ...errors import first_line
-from ...graph.batches import run_batch
 from ...graph.compare import copied
 from ..examination import Examination
-from ..finding import Finding
-from ..inputs import numbers_in, target_of
+from ..finding import Finding, Severity
+from ..inputs import numbers_in, run, target_of
 
 MOST = 64  # forwards for one step of the optimizer
-NEAR = 0.02  # how near a whole number the ratio must be
+NEAR = 0.02  # how near a whole number the batches per step must be
+LEAST = 4  # batches of the other layers, for a multiple that is no chance
 
 
 class Step(NamedTuple):
@@ -35,8 +35,9 @@ def counted_twice(e: Examination) -> Iterator[Finding]:
 
     Test: a whole training step, forward and backward, on a copy. `num_batches_tracked` must grow by one. Checkpointing
     calls a layer again in the backward; a layer that the forward calls twice mixes the statistics of two places. Where
-    the optimizer knows its steps (Adam and its kin), the counts so far are compared with them: a whole multiple, to
-    2 %, means micro-batches or other forwards in training mode. The layers are compared with each other too.
+    the optimizer knows its steps (Adam and its kin), the counts so far are compared with them: a multiple, to within
+    0.02, means micro-batches or other forwards in training mode. Any other ratio above 1 is a note, because a network
+    that was trained before has one too. The layers are compared with each other: exact multiples are a warning.
     """
     step = _step(e)
     if step is not None:
@@ -69,7 +70,7 @@ def _step(e: Examination) -> Step | None:
     try:
         with torch.random.fork_rng(), torch.enable_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            output = run_batch(model, e.training.held[0])
+            output = run(model, e.training.held[0])
             forward = calls.copy()
             _scalar(e, output).backward()
     except Exception as error:
@@ -97,21 +98,31 @@ def _count(layer: nn.Module) -> int:
 
 
 def _against_optimizer(e: Examination) -> Iterator[Finding]:
-    states = e.optimizer.state.values() if e.optimizer is not None else ()
-    steps = max((int(state["step"]) for state in states if state.get("step") is not None), default=0)
-    if not steps:
+    if e.optimizer is None:
         return
-    times = {name: _count(layer) / steps for name, layer in e.layers.items() if name not in e.kept}
-    found = tuple(name for name, ratio in times.items() if _whole(ratio))
-    if found:
-        ratio = round(times[found[0]])
-        evidence = f"{found[0]}: {_count(e.layers[found[0]])} batches for {steps} steps of the optimizer, {ratio} each"
-        reason = "micro-batches, checkpointing or other forwards in training mode move the statistics too"
-        remedy = (
-            "with bn.accumulate(model): around the micro-batches of a step, with bn.hold_statistics(model): around "
-            "other forwards; then bn.recalibrate(model, batches)"
-        )
-        yield Finding("counted twice", "warning", found, evidence, reason, remedy)
+    known = [*e.optimizer.state.values(), *e.optimizer.param_groups]
+    steps = max((int(each["step"]) for each in known if each.get("step") is not None), default=0)
+    if not steps:
+        name = type(e.optimizer).__name__
+        e.unexamined.append(f"Batches per step were not examined: {name} does not count its steps, or has made none.")
+        return
+    counted = {name: _count(layer) / steps for name, layer in e.layers.items() if name not in e.kept}
+    more = {name: ratio for name, ratio in counted.items() if ratio > 1 + NEAR}
+    whole = {name: ratio for name, ratio in more.items() if ratio <= MOST and abs(ratio - round(ratio)) <= NEAR}
+    other = {name: ratio for name, ratio in more.items() if name not in whole}
+    levels: tuple[tuple[Severity, dict[str, float], str], ...] = (
+        ("warning", whole, "micro-batches, checkpointing or other forwards in training mode move the statistics too"),
+        ("note", other, "forwards in training mode without a step move the statistics; or an earlier training did"),
+    )
+    for severity, found, reason in levels:
+        if found:
+            name, ratio = next(iter(found.items()))
+            evidence = f"{name}: {_count(e.layers[name])} batches for {steps} steps of the optimizer, {ratio:.3g} each"
+            remedy = (
+                "with bn.accumulate(model): around the micro-batches of a step, with bn.hold_statistics(model): around "
+                "other forwards; then bn.recalibrate(model, batches)"
+            )
+            yield Finding("counted twice", severity, tuple(found), evidence, reason, remedy)
 
 
 def _against_each_other(e: Examination, step: Step | None) -> Iterator[Finding]:
@@ -121,13 +132,9 @@ def _against_each_other(e: Examination, step: Step | None) -> Iterator[Finding]:
         n: _count(layer) / max(calls[n], 1) for n, layer in e.layers.items() if _counts(layer) and n not in e.kept
     }
     least = min((count for count in counts.values() if count), default=0)
-    found = tuple(name for name, count in counts.items() if least > 1 and _whole(count / least))
+    found = tuple(n for n, c in counts.items() if least >= LEAST and least < c <= MOST * least and not c % least)
     if found:
         evidence = f"{found[0]}: {_count(e.layers[found[0]])} batches, where other layers count {least:g}"
         reason = "some forwards reach these layers and not the others, or checkpointing repeats them"
         remedy = "with bn.hold_statistics(model): around other forwards; then bn.recalibrate(model, batches)"
         yield Finding("counted twice", "warning", found, evidence, reason, remedy)
-
-
-def _whole(ratio: float) -> bool:
-    return 2 <= round(ratio) <= MOST and abs(ratio / round(ratio) - 1) <= NEAR
