@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ...graph.network import Network
-from ...graph.ops import SUMS
+from ...graph.ops import IDENTITIES_IN_EVAL, MAXIMA, RESHAPES, SUMS
 from ..examination import Examination
 from ..finding import Finding, Severity
 from .stale import RECALIBRATE
@@ -19,6 +19,8 @@ from .stale import RECALIBRATE
 MANY = 0.1  # share of a layer's channels
 OUT_OF_PROPORTION = 50.0  # times the typical |gamma| of the network
 LARGE = 10.0
+_BETWEEN = MAXIMA | RESHAPES | IDENTITIES_IN_EVAL  # they give no value that is not between their inputs
+TYPICAL = (0.1, 5.0)  # what counts as typical at least, at most
 
 
 def not_finite(e: Examination) -> Iterator[Finding]:
@@ -80,7 +82,9 @@ def dead_channels(e: Examination) -> Iterator[Finding]:
         if name in resting:
             continue
         dead = _constant(activations.get(name), measured.low, measured.high, e.network)
-        proved = dead & (_without_input(e, name) | _proved(e, name, activations.get(name)))
+        without = _without_input(e, name)  # rounding may give it another constant in a batch of another size
+        dead = dead | without
+        proved = dead & (without | _proved(e, name, activations.get(name)))
         if proved.any():
             sure[name] = proved
         if (dead & ~proved).any():
@@ -127,11 +131,13 @@ def _may_rest(network: Network | None, name: str) -> bool:
 
 
 def _activations(network: Network) -> dict[str, fx.Node]:
-    """Return, by the name of the BN layer, the nonlinearity that alone takes its output."""
+    """Return, by the name of the BN layer, the nonlinearity that alone takes its output, or the maxima of it."""
     found = {}
     for node in network.graph.nodes:
         if network.is_batch_norm(node):
             users = network.data_users(node)
+            while len(users) == 1 and network.op(users[0]) in _BETWEEN:
+                users = network.data_users(users[0])
             if len(users) == 1 and network.is_nonlinearity(users[0]):
                 found[network.label(node)] = users[0]
     return found
@@ -178,20 +184,22 @@ def _live_source(e: Examination, dead: dict[str, Tensor]) -> bool:
 def gammas(e: Examination) -> Iterator[Finding]:
     """Find gammas that are out of all proportion.
 
-    Test: |gamma| against the median of the layers' medians. Threshold: a factor of 50 (`OUT_OF_PROPORTION`), which is a
-    choice: there is no standard error for a parameter. Exploding is a warning, and a note from a factor of 10
-    (`LARGE`). Vanishing is a warning for a layer as a whole, and a note for single channels, which weight decay makes.
-    Exactly 0 belongs to `dead_channels`.
+    Test: |gamma| against the median of the layers' medians. A median below 0.1 or above 5 counts as these (`TYPICAL`),
+    since all gammas of a network may vanish or explode; for exploding ones it counts as 1 at least. Threshold: a factor
+    of 50 (`OUT_OF_PROPORTION`), which is a choice: there is no standard error for a parameter. Exploding is a warning,
+    and a note from a factor of 10 (`LARGE`). Vanishing is a warning for a layer as a whole, and a note for single
+    channels, which weight decay makes. Exactly 0 belongs to `dead_channels`.
     """
     sizes = {n: layer.weight.detach().abs().double() for n, layer in e.layers.items() if layer.weight is not None}
     medians = [float(size[size > 0].median()) for size in sizes.values() if (size > 0).any()]
     if not medians:
         return
     typical = sorted(medians)[len(medians) // 2]
-    most = {name: float(size.max()) / max(typical, 1.0) for name, size in sizes.items()}
-    yield from _exploding("warning", {n: m for n, m in most.items() if m > OUT_OF_PROPORTION}, typical)
-    yield from _exploding("note", {n: m for n, m in most.items() if LARGE < m <= OUT_OF_PROPORTION}, typical)
-    low = typical / OUT_OF_PROPORTION
+    unit = min(max(typical, 1.0), TYPICAL[1])
+    most = {name: float(size.max()) / unit for name, size in sizes.items()}
+    yield from _exploding("warning", {n: m * unit for n, m in most.items() if m > OUT_OF_PROPORTION}, typical)
+    yield from _exploding("note", {n: m * unit for n, m in most.items() if LARGE < m <= OUT_OF_PROPORTION}, typical)
+    low = max(typical, TYPICAL[0]) / OUT_OF_PROPORTION
     small = {name: float((size[size > 0] < low).double().mean()) for name, size in sizes.items() if (size > 0).any()}
     groups: tuple[tuple[Severity, list[str]], ...] = (
         ("warning", [name for name, share in small.items() if share > 0.5]),
@@ -210,6 +218,6 @@ def gammas(e: Examination) -> Iterator[Finding]:
 def _exploding(severity: Severity, large: dict[str, float], typical: float) -> Iterator[Finding]:
     if large:
         name = max(large, key=lambda each: large[each])
-        evidence = f"{name}: |gamma| up to {large[name] * max(typical, 1.0):.3g}, the network's median is {typical:.3g}"
+        evidence = f"{name}: |gamma| up to {large[name]:.3g}, the network's median is {typical:.3g}"
         reason = "the channel drowns the others in every sum, and half precision overflows"
         yield Finding("gamma", severity, tuple(large), evidence, reason, "a lower learning rate; clip or reset it")
