@@ -17,7 +17,8 @@ def padding(e: Examination) -> Iterator[Finding]:
     """Find padding that enters the statistics.
 
     Test: the share of positions at the end of an axis where no channel changes, over all examples. Values computed from
-    data differ from position to position; values computed from padding do not. Threshold: 15 % of the positions
+    data differ from position to position; values computed from padding do not. Of rows (N, C) it is the share that
+    equals the next row, less the share that equals any other. Threshold: 15 % of the positions
     (`PADDED`), and over twice the share at the other end: pictures with a frame have both. Less is a note, from 10 %
     (`FRAMED`): MNIST's frame has 8 % at one end behind a convolution.
     """
@@ -33,7 +34,7 @@ def padding(e: Examination) -> Iterator[Finding]:
         if not found:
             continue
         name = next(iter(found))
-        evidence = f"{name}: {found[name]:.0%} of the positions are constant at one end of an axis"
+        evidence = f"{name}: {found[name]:.0%} of the positions are constant, one after another"
         reason = "padding counts as data: mean and variance depend on how the batch was padded"
         remedy = "with bn.masked(model, lengths=lengths): around the forward, or batches of one length"
         yield Finding("padding", severity, tuple(found), evidence, reason, remedy)
