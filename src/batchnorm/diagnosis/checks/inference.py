@@ -11,14 +11,13 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils import _pytree as pytree
 
-from ...errors import first_line
-from ...graph.batches import run_batch
+from ...errors import BatchNormError, first_line
 from ...graph.compare import copied, largest_error
 from ..examination import Examination
 from ..finding import Finding
-from ..inputs import inputs_of, with_inputs
+from ..inputs import inputs_of, numbers_in, run, with_inputs
 
-EXAMPLES = 8  # of the first batch
+EXAMPLES = 7  # of the first batch: an axis of another tensor seldom has this size
 SAME = 1e-4  # relative: the others' outputs are computed by the same calls on the same values
 
 
@@ -50,6 +49,9 @@ def leak(e: Examination) -> Iterator[Finding]:
     Test: in eval mode, or in the modes given if the network is in eval mode, change the first example of a batch and
     compare the outputs of the others, with the same random numbers. Threshold: 1e-4 of the largest output; the same
     calls on the same values round alike. The first module whose output changes is named.
+
+    Sequences of the shape (length, N, ...) have no examples on axis 0. So a BN layer must get as many examples as axis
+    0 has, or else the outputs must follow when the examples change places.
     """
     found = _try(e)
     if found is None or not found[0] > SAME:
@@ -69,52 +71,62 @@ def leak(e: Examination) -> Iterator[Finding]:
 
 def _try(e: Examination) -> tuple[float, str] | None:
     """Return by how much the other outputs change, and the first module where they do."""
+    if not e.training.held:
+        return None
+    try:
+        return _change(e, e.training.held[0])
+    except Exception as error:
+        e.unexamined.append(f"Leaks between examples were not examined: {first_line(error)}")
+        return None
+
+
+def _change(e: Examination, batch: Any) -> tuple[float, str]:
     model = copied(e.model)
     for layer in model.modules():
         if e.model.training:
             layer.training = False
-    for batch in e.training.held[:1]:
-        examples, one, two = _pair(inputs_of(batch))
-        if one is None:
-            return None
-        seen: list[tuple[str, Any]] = []
-        hooks = [
+    examples, one, two = _pair(inputs_of(batch))
+    seen: list[tuple[str, list[Tensor]]] = []
+    for name, layer in model.named_modules():
+        if isinstance(layer, _BatchNorm) or not any(layer.children()):
             layer.register_forward_hook(partial(_keep, seen, name, examples))
-            for name, layer in model.named_modules()
-            if isinstance(layer, _BatchNorm) or not any(layer.children())
-        ]
-        try:
-            first = _others(_run(model, with_inputs(batch, one)), examples)
-            kept, seen[:] = list(seen), []
-            second = _others(_run(model, with_inputs(batch, two)), examples)
-        except Exception as error:
-            e.unexamined.append(f"Leaks between examples were not examined: {first_line(error)}")
-            return None
-        finally:
-            for hook in hooks:
-                hook.remove()
-        error = largest_error(second, first)
-        changed = [n for (n, a), (m, b) in zip(kept, seen, strict=False) if n == m and largest_error(b, a) > SAME]
-        return error, (changed or [""])[0]
-    return None
+    first = _others(_run(model, with_inputs(batch, one)), examples)
+    kept, seen[:] = list(seen), []
+    second = _others(_run(model, with_inputs(batch, two)), examples)
+    changed = [n for (n, a), (m, b) in zip(kept, seen, strict=False) if n == m and largest_error(b, a) > SAME]
+    if not any(name in e.layers and found for name, found in kept) and not _follows(model, batch, one, examples):
+        raise BatchNormError("axis 0 of the input does not hold examples")
+    return largest_error(second, first), (changed or [""])[0]
 
 
 @torch.no_grad()
 def _run(model: nn.Module, batch: Any) -> Any:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return run_batch(model, batch)
+        return run(model, batch)
+
+
+def _follows(model: nn.Module, batch: Any, inputs: Any, examples: int) -> bool:
+    """Return True if the outputs change places as the examples do."""
+    turned = pytree.tree_map_only(Tensor, lambda x: x.flip(0) if _holds(x, examples) else x, inputs)
+    before, after = (_of(_run(model, with_inputs(batch, each)), examples) for each in (inputs, turned))
+    return not largest_error([x.flip(0) for x in after], before) > SAME
 
 
 def _pair(inputs: Any) -> tuple[int, Any, Any]:
     """Return the number of examples, the inputs cut to `EXAMPLES`, and the same with another first example."""
-    sizes = {x.shape[0] for x in pytree.tree_leaves(inputs) if isinstance(x, Tensor) and x.dim()}
-    if isinstance(inputs, list | tuple) or len(sizes) != 1 or min(sizes) < 2:
-        return 0, None, None
-    examples = min(sizes.pop(), EXAMPLES)
-    one = pytree.tree_map_only(Tensor, lambda x: x[:examples].clone() if x.dim() else x, inputs)
-    two = pytree.tree_map_only(Tensor, lambda x: _with_another_first(x) if x.dim() else x, one)
+    tensors = [x for x in pytree.tree_leaves(inputs) if isinstance(x, Tensor) and x.dim()]
+    total = len(max(tensors, key=Tensor.numel, default=torch.empty(0)))
+    if isinstance(inputs, list | tuple) or total < 2:
+        raise BatchNormError("it takes a batch of tensors with two examples or more")
+    examples = min(total, EXAMPLES)
+    one = pytree.tree_map_only(Tensor, lambda x: x[:examples] if _holds(x, total) else x, inputs)
+    two = pytree.tree_map_only(Tensor, lambda x: _with_another_first(x) if _holds(x, examples) else x, one)
     return examples, one, two
+
+
+def _holds(x: Tensor, examples: int) -> bool:
+    return x.dim() > 0 and len(x) == examples
 
 
 def _with_another_first(x: Tensor) -> Tensor:
@@ -123,8 +135,11 @@ def _with_another_first(x: Tensor) -> Tensor:
 
 
 def _others(output: Any, examples: int) -> list[Tensor]:
-    leaves = [x for x in pytree.tree_leaves(output) if isinstance(x, Tensor) and x.dim() and x.is_floating_point()]
-    return [x[1:].detach().clone() for x in leaves if x.shape[0] == examples]
+    return [x[1:].clone() for x in _of(output, examples)]
+
+
+def _of(output: Any, examples: int) -> list[Tensor]:
+    return [x for x in numbers_in(output) if _holds(x, examples)]
 
 
 def _keep(seen: list[tuple[str, Any]], name: str, examples: int, _layer: nn.Module, _args: Any, output: Any) -> None:
