@@ -16,6 +16,7 @@ LAST_BATCH = 0.5  # momentum above it: over 58 % of a single batch's noise stays
 LEFT = 0.05  # share of the initial 0 and 1 in the running statistics
 SWAMPED = 0.9  # share of eps under the root
 NOTICEABLE = 0.1
+NO_EPS = torch.finfo(torch.float32).tiny  # of the copy in place of 0, which torch refuses in training
 LARGEST_USUAL = 1e-3  # eps: torch's default is 1e-5, that of Keras and of Inception 1e-3
 
 
@@ -88,32 +89,44 @@ def eps(e: Examination) -> Iterator[Finding]:
     Test: eps / (var + eps) of the median channel that varies, with the variance of the data. Threshold: above 90 %
     (`SWAMPED`) the layer does not normalize, a warning. Above a tenth (`NOTICEABLE`) the output's standard deviation is
     over 5 % short of 1: a warning if eps is larger than any framework's default, and else a note, since small initial
-    weights give small variances. An eps of 0 divides by zero where a channel is constant, a warning.
+    weights give small variances. A tenth of the channels above 90 % is a note too. An eps of 0 divides by zero where a
+    channel is constant, and torch refuses it in training: a warning.
     """
-    shares = {name: share for name, m in e.measured.items() if (share := _share(m.var, e.layers[name].eps)) is not None}
-    shares = {name: share for name, share in shares.items() if share > NOTICEABLE}
-    bad = {n: share for n, share in shares.items() if share > SWAMPED or e.layers[n].eps > LARGEST_USUAL}
-    slight = {name: share for name, share in shares.items() if name not in bad}
+    shares = {name: _shares(m.var, e.layers[name].eps) for name, m in e.measured.items()}
+    medians = {name: float(share.median()) for name, share in shares.items()}
+    bad = {
+        name: share
+        for name, share in medians.items()
+        if share > SWAMPED or (share > NOTICEABLE and e.layers[name].eps > LARGEST_USUAL)
+    }
+    slight = {
+        name: max(medians[name], float(share.quantile(1 - NOTICEABLE)))
+        for name, share in shares.items()
+        if name not in bad and (medians[name] > NOTICEABLE or share.quantile(1 - NOTICEABLE) > SWAMPED)
+    }
     levels: tuple[tuple[Severity, dict[str, float]], ...] = (("warning", bad), ("note", slight))
     for severity, found in levels:
         if found:
             name = max(found, key=lambda each: found[each])
             var = float(e.measured[name].var.median())
+            which = "" if found[name] == medians[name] else f" in {NOTICEABLE:.0%} of the channels"
             evidence = (
-                f"{name}: eps {e.layers[name].eps:g} is {found[name]:.0%} of var + eps; the median var is {var:.2g}"
+                f"{name}: eps {e.layers[name].eps:g} is {found[name]:.0%} of var + eps{which}; the median var is "
+                f"{var:.2g}"
             )
             reason = "the layer divides by sqrt(eps), so it scales its input and does not normalize it"
             remedy = "eps=1e-5, or larger values at the layer's input"
             yield Finding("eps", severity, tuple(found), evidence, reason, remedy)
-    zero = tuple(name for name, layer in e.layers.items() if not layer.eps > 0)
+    zero = tuple(name for name, layer in e.layers.items() if layer.eps <= NO_EPS)
     if zero:
-        evidence = f"{zero[0]}: eps {e.layers[zero[0]].eps:g}"
+        evidence = f"{zero[0]}: eps 0"
         yield Finding("eps", "warning", zero, evidence, "a constant channel is divided by zero", "eps=1e-5")
 
 
-def _share(var: torch.Tensor, eps: float) -> float | None:
+def _shares(var: torch.Tensor, eps: float) -> torch.Tensor:
+    """Return eps / (var + eps) of the channels that vary, or a 0 if there is none."""
     alive = var[var > 0]
-    return float((eps / (alive + eps)).median()) if len(alive) else None
+    return eps / (alive + eps) if len(alive) else var.new_zeros(1)
 
 
 def resolution(e: Examination) -> Iterator[Finding]:
@@ -122,13 +135,14 @@ def resolution(e: Examination) -> Iterator[Finding]:
     Test: |mean| / std per channel, against 2^(p/2) for a format of p bits: half of the digits are then spent on the
     mean. In float32 (p = 24) that is 4,096, in float16 (p = 11) 45, in bfloat16 (p = 8) 16. Beyond it a variance as
     E[x^2] - E[x]^2 has no digit left, and neither has the bias of a folded layer more than half of them. A ratio over
-    2^8 in a float32 network is a note: bfloat16 sees a constant there.
+    2^8 in a float32 network is a note: bfloat16 sees a constant there. A channel that varies by rounding alone counts
+    if that is more than sqrt(eps), because BN then makes values of it.
     """
     bits = {torch.float64: 53, torch.float32: 24, torch.float16: 11, torch.bfloat16: 8}
     ratios = {}
     for name, measured in e.measured.items():
         std = measured.var.sqrt()
-        varies = std > measured.mean.abs() * torch.finfo(measured.dtype).eps
+        varies = std > (measured.mean.abs() * torch.finfo(measured.dtype).eps).clamp_max(sqrt(e.layers[name].eps))
         if varies.any():
             ratios[name] = float((measured.mean.abs() / std)[varies].max())
     levels: tuple[tuple[Severity, dict[str, float]], ...] = (

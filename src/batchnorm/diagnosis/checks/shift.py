@@ -23,7 +23,7 @@ def data_shift(e: Examination) -> Iterator[Finding]:
     off, found = {}, {}
     for name, measured in e.measured.items():
         other = e.evaluation.layers.get(name)
-        if other is None or name in e.kept:
+        if other is None:
             continue
         found[name] = between(measured, other, e.layers[name].eps)
         channels = found[name].off(e.limit, MATERIAL)
