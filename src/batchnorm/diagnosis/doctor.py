@@ -14,12 +14,13 @@ from ..algorithm2.progress import reported
 from ..errors import BatchNormError
 from ..graph.batches import check_batches, check_module
 from ..graph.compare import copied
+from ..statistics.synchronize import desynchronize
 from .checks.channels import dead_channels, gammas, not_finite
 from .checks.composition import padding, sorted_batches
 from .checks.counting import counted_twice
 from .checks.freezing import half_frozen
 from .checks.inference import batch_statistics, leak
-from .checks.numbers import eps, momentum, narrow_statistics, resolution
+from .checks.numbers import NO_EPS, eps, momentum, narrow_statistics, resolution
 from .checks.ranks import ranks_differ
 from .checks.shift import data_shift
 from .checks.stale import eval_against_training, stale_statistics
@@ -95,6 +96,9 @@ def doctor(
     _layers(given)
     working = copied(given)
     layers = _layers(working)
+    desynchronize(working)
+    for layer in layers.values():
+        layer.eps = max(layer.eps, NO_EPS)
     held = held_in_eval(working) & layers.keys()
     kept = held | {name for name, layer in layers.items() if working.training and not layer.training}
     training = measure(working, layers, kept, reported(batches, progress, step="doctor"))

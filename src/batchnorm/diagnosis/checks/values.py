@@ -8,6 +8,8 @@ from math import sqrt
 import torch.distributed as dist
 from torch import nn
 
+from ...errors import BatchNormError
+from ...layers import FusedBatchNorm
 from ..examination import Examination
 from ..finding import Finding
 
@@ -19,7 +21,7 @@ def few_values(e: Examination) -> Iterator[Finding]:
 
     Test: the number of values per channel of the smallest call, n, and the noise that it makes. The standard deviation
     of n independent Gaussian values has the relative standard error 1 / sqrt(2 (n - 1)). Positions of one image are not
-    independent, so the spread from batch to batch is measured too.
+    independent, so the spread from batch to batch is measured too. Layers that processes share count the values of all.
 
     Threshold: one value is an error, because training raises there. A noise above 30 % (`NOISY`), which is below 7
     values, is a warning; a measured noise above it is a note.
@@ -39,7 +41,8 @@ def few_values(e: Examination) -> Iterator[Finding]:
     noisy = {
         name: measured.noise
         for name, measured in e.measured.items()
-        if name not in few and name not in e.kept and measured.noise is not None and measured.noise > NOISY
+        if name not in few and name not in e.kept and measured.noise is not None
+        if measured.noise > NOISY * sqrt(_sharing(e, name))
     }
     if noisy:
         worst = max(noisy, key=lambda name: noisy[name])
@@ -50,6 +53,9 @@ def few_values(e: Examination) -> Iterator[Finding]:
 
 def _one_value(e: Examination) -> Iterator[Finding]:
     single = [bad for bad in e.training.bad if "one value" in bad.reason]
+    if single and not e.training.counted and _sharing(e, single[0].layer) > 1:
+        raise BatchNormError(f"{single[0].layer!r} gets one value per channel in this process; give larger batches")
+    single = [bad for bad in single if _sharing(e, bad.layer) == 1]
     if single:
         names = tuple(dict.fromkeys(bad.layer for bad in single))
         evidence = f"batch {single[0].batch} (the first is 0) gives {names[0]} one value per channel"
@@ -61,7 +67,9 @@ def _one_value(e: Examination) -> Iterator[Finding]:
 def _values(e: Examination, name: str) -> int:
     """Return the fewest values per channel that are normalized together."""
     measured, virtual = e.measured[name], getattr(e.layers[name], "virtual_batch_size", None)
-    return measured.values if virtual is None else min(measured.values, virtual * measured.positions)
+    if virtual is not None:
+        return min(measured.values, virtual * measured.positions)
+    return measured.values * _sharing(e, name)
 
 
 def _noise(values: int) -> float:
@@ -69,10 +77,21 @@ def _noise(values: int) -> float:
 
 
 def _processes(e: Examination, name: str) -> str:
-    layer = e.layers[name]
-    if dist.is_available() and dist.is_initialized() and not isinstance(layer, nn.SyncBatchNorm):
+    if dist.is_available() and dist.is_initialized() and _sharing(e, name) == 1:
         return f"; each of {dist.get_world_size()} processes normalizes by its own"
     return ""
+
+
+def _sharing(e: Examination, name: str) -> int:
+    """Return how many processes share the statistics of a layer, as it was given."""
+    layer = e.given.get_submodule(name)
+    if not (dist.is_available() and dist.is_initialized()):
+        return 1
+    special = layer._special if isinstance(layer, FusedBatchNorm) else getattr(vars(layer).get("forward"), "special", 0)
+    meeting = getattr(special, "meeting", None)
+    if meeting is not None:
+        return dist.get_world_size(meeting.group)
+    return dist.get_world_size(layer.process_group) if isinstance(layer, nn.SyncBatchNorm) else 1
 
 
 def _remedy() -> str:
