@@ -162,8 +162,8 @@ def test_dead_by_proof_is_a_warning_and_dead_on_these_data_a_note():
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_checkpointing_and_sharing_are_told_apart(reentrant):
     class Checkpointed(nn.Sequential):
-        def forward(self, x):
-            return checkpoint(super().forward, x.requires_grad_(), use_reentrant=reentrant)
+        def forward(self, input):
+            return checkpoint(super().forward, input.requires_grad_(), use_reentrant=reentrant)
 
     inner = Checkpointed(nn.Linear(3, 4), nn.BatchNorm1d(4))
     shared = nn.BatchNorm1d(4)
@@ -179,8 +179,8 @@ def test_checkpointing_and_sharing_are_told_apart(reentrant):
 
 def test_layers_of_this_package_count_once_under_checkpointing():
     class Checkpointed(nn.Sequential):
-        def forward(self, x):
-            return checkpoint(super().forward, x, use_reentrant=False)
+        def forward(self, input):
+            return checkpoint(super().forward, input, use_reentrant=False)
 
     model = nn.Sequential(Checkpointed(nn.Linear(3, 4), bn.BatchNorm1d(4)), nn.Linear(4, 2))
     checks = [finding.check for finding in bn.doctor(model, [torch.randn(16, 3)]).findings]
@@ -196,7 +196,7 @@ def test_a_branch_that_starts_at_zero_is_no_fault(residual, severity):
             super().__init__()
             self.branch = nn.Sequential(nn.Linear(4, 4, bias=False), nn.BatchNorm1d(4), nn.SiLU())
             self.after = nn.Linear(4, 2)
-            nn.init.zeros_(self.branch[1].weight)
+            nn.init.zeros_(self.branch.get_parameter("1.weight"))
 
         def forward(self, x):
             return self.after(self.branch(x) + x if residual else self.branch(x))
