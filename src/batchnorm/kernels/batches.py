@@ -8,19 +8,25 @@ from functools import reduce
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 
 from ..errors import BatchNormError
 from ..moments import Moments
-from . import dispatch, fallback, packing, synchronized
+from . import dispatch, fallback, masked, packing, synchronized
 from .activation import Transform
 from .bindings import Running
-from .checks import check_residual
+from .checks import check_eps, check_residual, check_running
 from .meeting import Meeting
+
+# `torch.compiler.disable`, without importing the compiler before a function is called.
+eagerly = _disable_dynamo
 
 
 @dataclass
 class Special:
     """What a layer does other than normalize by all values of its batch.
+
+    A copy or a pickle has no mask and collects nothing, because it has no part in the block that set these.
 
     Arguments:
         mask: called with the layer's input, returns its mask (see `packing.as_mask`), or None.
@@ -37,6 +43,13 @@ class Special:
     def __bool__(self) -> bool:
         return self.mask is not None or self.size > 0 or self.meeting is not None or self.collected is not None
 
+    def __reduce__(self) -> tuple[type[Special], tuple[None, int, Meeting | None]]:
+        return Special, (None, self.size, self.meeting)
+
+    def is_traceable(self) -> bool:
+        """Return True if torch.compile can trace it: all shapes are known, and nothing leaves the graph."""
+        return self.mask is None and self.meeting is None and self.collected is None
+
 
 def batch_norm(
     x: Tensor, how: Transform, running: Running | None, training: bool, special: Special
@@ -50,6 +63,8 @@ def batch_norm(
     mask = None if special.mask is None else special.mask(x)
     if not training and running is not None:
         return _by_running(x, how, running, mask), True
+    if running is not None:
+        check_running(x, running.mean, running.var)
     z, moments = _normalize(x, how, mask, special)
     if running is None or in_backward():
         return z, True
@@ -57,6 +72,10 @@ def batch_norm(
         special.collected.append(moments)
         return z, True
     return z, move(running, moments)
+
+
+# For masks and exchanges between processes, whose shapes and effects torch.compile cannot trace. It breaks the graph.
+batch_norm_eagerly = eagerly(batch_norm)
 
 
 def in_backward() -> bool:
@@ -75,9 +94,10 @@ def move(running: Running, moments: Moments) -> bool | Tensor | None:
 def _by_running(x: Tensor, how: Transform, running: Running, mask: Tensor | None) -> Tensor:
     if mask is None:
         return dispatch.normalize(x, running.mean, running.var, how)
-    packed = packing.Packed(x, mask)
-    z = dispatch.normalize(packed.rows(x), running.mean, running.var, packed.transform(how))
-    return packed.unpack(z)
+    if how.residual is not None:
+        how = how._replace(residual=masked.zeroed(how.residual, mask))
+    z = dispatch.normalize(masked.zeroed(x, mask), running.mean, running.var, how)
+    return masked.zeroed(z, mask)
 
 
 def _normalize(x: Tensor, how: Transform, mask: Tensor | None, special: Special) -> tuple[Tensor, Moments]:
@@ -85,15 +105,27 @@ def _normalize(x: Tensor, how: Transform, mask: Tensor | None, special: Special)
     if special.size and mask is not None:
         z, moments = _by_masked_virtual_batches(x, how, mask, special.size)
     elif mask is not None:
-        packed = packing.Packed(x, mask)
-        z, moments = _normalize_rows(packed.rows(x), packed.transform(how), special.meeting)
-        return packed.unpack(z), moments
+        return _normalize_masked(x, how, mask, special.meeting)
     elif special.size:
         z, moments = dispatch.normalize_with_moments(x, how, special.size)
     else:
         return _normalize_rows(x, how, special.meeting)
     # Virtual batches are of one process. Their moments are those of all processes.
     return z, moments if special.meeting is None else special.meeting.merge(moments)
+
+
+def _normalize_masked(x: Tensor, how: Transform, mask: Tensor, meeting: Meeting | None) -> tuple[Tensor, Moments]:
+    how = dispatch.with_wide_affine(x, how)
+    if meeting is None and dispatch.kernel_supports(x, how):
+        count = int(mask.sum())
+        if count == mask.numel():
+            return dispatch.normalize_with_moments(x, how)
+        if count > 1:
+            check_eps(how.eps)
+            return masked.normalize(x, how, mask, count)
+    packed = packing.Packed(x, mask)
+    z, moments = _normalize_rows(packed.rows(x), packed.transform(how), meeting)
+    return packed.unpack(z), moments
 
 
 def _normalize_rows(x: Tensor, how: Transform, meeting: Meeting | None) -> tuple[Tensor, Moments]:

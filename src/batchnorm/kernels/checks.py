@@ -49,10 +49,15 @@ def check_residual(x: Tensor, residual: Tensor | None) -> None:
         )
 
 
+def check_eps(eps: float) -> None:
+    """Raise BatchNormError if eps is not positive. The oldest supported torch has no such check."""
+    if eps <= 0.0:
+        raise BatchNormError(f"batch_norm eps must be positive during training, but got {eps}; the default is 1e-5")
+
+
 def check_batch(x: Tensor, eps: float) -> None:
     """Raise BatchNormError if `x` has one value per channel, or if eps is not positive."""
-    if eps <= 0.0:  # the oldest supported torch has no such check
-        raise BatchNormError(f"batch_norm eps must be positive during training, but got {eps}; the default is 1e-5")
+    check_eps(eps)
     if x.dim() > 1 and x.numel() <= x.size(1) and x.shape[0] * x.shape[2:].numel() == 1:
         raise BatchNormError(
             f"Expected more than 1 value per channel when training, got input size {tuple(x.shape)}: a batch of one "

@@ -36,7 +36,7 @@ def normalize_by_batch(x: Tensor, how: Transform) -> tuple[Tensor, Tensor, Tenso
     """
     check_batch(x, how.eps)
     check_residual(x, how.residual)
-    how = _with_wide_affine(x, how)
+    how = with_wide_affine(x, how)
     weight, bias = how.weight, how.bias
     if _kernel_supports(x, 1, how.residual, weight, bias):
         z, batch, _, _ = autograd.eager(x, how)
@@ -63,7 +63,7 @@ def normalize_with_moments(x: Tensor, how: Transform, size: int = 0) -> tuple[Te
     """
     check_batch(x[:size] if size else x, how.eps)
     check_residual(x, how.residual)
-    how = _with_wide_affine(x, how)
+    how = with_wide_affine(x, how)
     if x.numel() and kernel_supports(x, how):
         z, _, _, saved = autograd.eager(x, how, None, size)
         parts = zip(saved.view(-1, 2, x.size(1)), fallback.virtual_batches(len(x), size), strict=True)
@@ -98,7 +98,7 @@ def normalize_and_track(x: Tensor, how: Transform, running: Running) -> tuple[Te
         if _is_eager(x, how.residual, *per_channel) and device.supports(x, running):
             check_batch(x, how.eps)
             check_residual(x, how.residual)
-            return finish(device.normalize_and_track(x, _with_wide_affine(x, how), running), how), None
+            return finish(device.normalize_and_track(x, with_wide_affine(x, how), running), how), None
     elif _kernel_supports(x, 1, how.residual, *per_channel) and _kernel_tracks(running):
         check_batch(x, how.eps)
         z, _, finite, _ = autograd.eager(x, how, running)
@@ -115,7 +115,7 @@ def normalize(x: Tensor, mean: Tensor, var: Tensor, how: Transform) -> Tensor:
         BatchNormError, RuntimeError: as `check_running`; BatchNormError also for a residual of another shape.
     """
     mean, var = _widened(x, mean, var)
-    how = _with_wide_affine(x, how)
+    how = with_wide_affine(x, how)
     weight, bias = how.weight, how.bias
     constant = not (mean.requires_grad or var.requires_grad or autograd.needs_grad(x, weight, bias, how.residual))
     # Compilers fuse torch's own operation with its neighbors, and exporters know it: they do not get the kernel.
@@ -216,6 +216,7 @@ def _widened(x: Tensor, *per_channel: MaybeTensor) -> tuple[MaybeTensor, ...]:
     return tuple(c if c is None or c.dtype == torch.float32 else c.float() for c in per_channel)
 
 
-def _with_wide_affine(x: Tensor, how: Transform) -> Transform:
+def with_wide_affine(x: Tensor, how: Transform) -> Transform:
+    """Return the transform with gamma and beta in float32 if `x` has half precision, as torch and the kernel want."""
     weight, bias = _widened(x, how.weight, how.bias)
     return how if weight is how.weight and bias is how.bias else how._replace(weight=weight, bias=bias)

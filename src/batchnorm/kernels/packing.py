@@ -1,4 +1,4 @@
-"""Masks: pack the values that count into rows, and put the results back."""
+"""Masks: check them, pack the values that count into rows, and put the results back."""
 
 from __future__ import annotations
 
@@ -30,8 +30,7 @@ def as_mask(x: Tensor, mask: Tensor | None, lengths: Tensor | None) -> Tensor:
         if x.dim() != 3:
             raise BatchNormError(f"lengths are for an input of (N, C, L); got {tuple(x.shape)}. Give mask instead.")
         return from_lengths(lengths, len(x), x.shape[2], x.device)
-    if mask.dtype != torch.bool:
-        raise BatchNormError(f"mask must be bool, True where a value counts; got {mask.dtype}. Use mask.bool().")
+    check_mask(mask)
     axes = len(shape)
     if mask.dim() == 1:
         mask = mask.reshape(-1, *[1] * (axes - 1))
@@ -42,6 +41,15 @@ def as_mask(x: Tensor, mask: Tensor | None, lengths: Tensor | None) -> Tensor:
             f"{shape}, the input's shape without the channel axis"
         )
     return mask.to(x.device).expand(shape)
+
+
+def check_mask(mask: Tensor) -> None:
+    """Raise BatchNormError unless the mask is a bool tensor with the axis of the examples."""
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        came = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+        raise BatchNormError(f"mask must be a bool tensor, True where a value counts; got {came}. Use mask.bool().")
+    if mask.dim() == 0:
+        raise BatchNormError("mask must have an axis for the examples, (N,) or (N, ...); got a scalar")
 
 
 def from_lengths(lengths: Tensor, n: int, length: int, device: torch.device) -> Tensor:

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import BatchNormError
-from ..kernels.packing import as_mask, from_lengths
-from .attached import layers_of, restored, special_of
+from ..kernels.batches import eagerly
+from ..kernels.packing import as_mask, check_mask, from_lengths
+from .attached import layers_of, replaced
 
 
 @contextmanager
@@ -31,7 +32,7 @@ def masked(model: nn.Module, *, mask: Tensor | None = None, lengths: Tensor | No
         model: any network. Its layers may be torch's.
         mask: bool, (N,), (N, L) or (N, H, W): True where a value of the network's input counts.
         lengths: integers, (N,), in place of `mask`: the number of values of each sequence that count, along the last
-            axis of the first argument of `model`.
+            axis of the first tensor that `model` is called with. If that axis holds features, (N, L, C), give `mask`.
 
     Raises:
         BatchNormError: both or neither are given, there is no BN layer, or the mask does not fit the input of a layer.
@@ -50,15 +51,13 @@ def masked(model: nn.Module, *, mask: Tensor | None = None, lengths: Tensor | No
     """
     if (mask is None) == (lengths is None):
         raise BatchNormError(f"masked wants mask or lengths; got {'neither' if mask is None else 'both'}")
-    if mask is not None and mask.dtype != torch.bool:
-        raise BatchNormError(f"mask must be bool, True where a value counts; got {mask.dtype}. Use mask.bool().")
+    if mask is not None:
+        check_mask(mask)
     layers = layers_of(model, "mask")
     source = _Source(mask, lengths)
     hook = model.register_forward_pre_hook(source.see, with_kwargs=True)
     try:
-        with restored(layers, "mask"):
-            for name, layer in layers.items():
-                special_of(layer).mask = partial(_fitted, name, source)
+        with replaced(layers, "mask", {name: partial(_fitted, name, source) for name in layers}):
             yield
     finally:
         hook.remove()
@@ -70,6 +69,7 @@ class _Source:
     def __init__(self, mask: Tensor | None, lengths: Tensor | None) -> None:
         self._mask, self._lengths = mask, lengths
 
+    @eagerly
     def see(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Read the length of the input of the network."""
         x = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
