@@ -133,7 +133,7 @@ class FusedBatchNorm(_BatchNorm):
         self._check_input_dim(input)
         running_mean, running_var = self.running_mean, self.running_var
         how = Transform(self.weight, self.bias, self.eps, self.activation, self.negative_slope, residual)
-        if self._special is not None or mask is not None or lengths is not None:
+        if self._special or mask is not None or lengths is not None:
             return self._normalize_specially(input, how, mask, lengths)
         tracks = self.training and self.track_running_stats and input.numel() > 0 and not batches.in_backward()
         if tracks and running_mean is not None and running_var is not None:
@@ -154,7 +154,8 @@ class FusedBatchNorm(_BatchNorm):
         mean, var, running = self.running_mean, self.running_var, None
         if mean is not None and var is not None and (self.track_running_stats or not self.training):
             running = Running(mean, var, self._momentum(), self.num_batches_tracked)
-        z, finite = batches.batch_norm(x, how, running, self.training, special)
+        normalize = batches.batch_norm if special.is_traceable() else batches.batch_norm_eagerly
+        z, finite = normalize(x, how, running, self.training, special)
         if finite is False:
             self._warn()
         return z

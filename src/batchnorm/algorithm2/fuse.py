@@ -231,7 +231,7 @@ def _check_free(layer: nn.Module) -> None:
         raise _Kept("it has hooks")
     if statistics_frozen(layer) or affine_frozen(layer):
         raise _Kept("it is frozen")
-    if (isinstance(layer, FusedBatchNorm) and layer._special is not None) or "forward" in vars(layer):
+    if (isinstance(layer, FusedBatchNorm) and layer._special) or "forward" in vars(layer):
         raise _Kept("it takes its statistics in another way")
     if isinstance(layer, FusedBatchNorm) and layer.activation is not None:
         raise _Kept(f"it is fused with {layer.activation} already")

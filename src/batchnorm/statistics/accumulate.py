@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..kernels import batches
 from ..kernels.bindings import Running
 from ..moments import Moments
-from .attached import layers_of, restored, special_of
+from .attached import layers_of, replaced, special_of
 
 
 @contextmanager
@@ -23,6 +23,8 @@ def accumulate(model: nn.Module) -> Iterator[None]:
     Each micro-batch is normalized by its own statistics, as without the block. At the end of the block the running
     statistics move once, by the moments of all micro-batches together (Chan's formula). `num_batches_tracked` grows by
     1. Without the block they move once a micro-batch, with the noise of a micro-batch (pytorch issue 46516).
+
+    A block within another one is a part of it: the statistics move at the end of the outer one.
 
     A micro-batch whose statistics are not finite is left out. If the block raises, the running statistics and the
     counts are as before it. Works with torch's layers and subclasses.
@@ -46,16 +48,19 @@ def accumulate(model: nn.Module) -> Iterator[None]:
     layers = {name: layer for name, layer in layers_of(model, "accumulate").items() if layer.running_mean is not None}
     counts = {name: n.clone() for name, layer in layers.items() if (n := layer.num_batches_tracked) is not None}
     collected: dict[str, list[Moments]] = {name: [] for name in layers}
+    outer = {name: special_of(layer).collected for name, layer in layers.items()}
     try:
-        with restored(layers, "collected"):
-            for name, layer in layers.items():
-                special_of(layer).collected = collected[name]
+        with replaced(layers, "collected", collected):
             yield
     finally:
         for name, count in counts.items():  # torch's layers count each micro-batch
             layers[name].num_batches_tracked.copy_(count)  # pyright: ignore[reportOptionalMemberAccess]
     for name, layer in layers.items():
-        _move(layer, collected[name])
+        around = outer[name]
+        if around is None:
+            _move(layer, collected[name])
+        else:
+            around.extend(collected[name])
 
 
 @torch.no_grad()
@@ -66,5 +71,5 @@ def _move(layer: _BatchNorm, collected: list[Moments]) -> None:
         return
     momentum = layer.momentum
     if momentum is None:  # the cumulative average
-        momentum = 1.0 if count is None else 1.0 / (int(count) + 1)
+        momentum = 0.0 if count is None else 1.0 / (int(count) + 1)
     batches.move(Running(mean, var, momentum, count), reduce(Moments.merge, finite))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -36,48 +37,98 @@ def special_of(layer: _BatchNorm) -> Special:
     if isinstance(layer, FusedBatchNorm):
         layer._special = layer._special or Special()
         return layer._special
-    forward = vars(layer).get(_FORWARD)
-    if isinstance(forward, partial) and forward.func is _forward:
-        return forward.args[1]
-    special = Special()
-    setattr(layer, _FORWARD, partial(_forward, layer, special))
-    return special
+    hiding = vars(layer).get(_FORWARD)
+    if not isinstance(hiding, _Forward):
+        hiding = _Forward(layer, Special(), hiding)
+        setattr(layer, _FORWARD, hiding)
+    return hiding.special
 
 
 def settle(layer: _BatchNorm) -> None:
     """Make a layer an ordinary one again if nothing is special about it any more."""
-    if special_of(layer):
-        return
     if isinstance(layer, FusedBatchNorm):
-        layer._special = None
-    else:
+        layer._special = layer._special or None
+        return
+    hiding = vars(layer).get(_FORWARD)
+    if isinstance(hiding, _Forward) and not hiding.special:
         delattr(layer, _FORWARD)
+        if hiding.hidden is not None:
+            setattr(layer, _FORWARD, hiding.hidden)
 
 
 @contextmanager
-def restored(layers: dict[str, _BatchNorm], field: str) -> Iterator[None]:
-    """At the end, give a field of every layer's `Special` the value that it had before."""
-    before = {name: getattr(special_of(layer), field) for name, layer in layers.items()}
+def replaced(layers: Mapping[str, _BatchNorm], field: str, values: Mapping[str, Any]) -> Iterator[None]:
+    """Within the block, give a field of each layer's `Special` a value. Restore the value before it at the end."""
+    specials = {name: special_of(layer) for name, layer in layers.items()}
+    before = {name: getattr(special, field) for name, special in specials.items()}
     try:
+        for name, special in specials.items():
+            setattr(special, field, values[name])
         yield
     finally:
-        for name, layer in layers.items():
-            setattr(special_of(layer), field, before[name])
-            settle(layer)
+        for name, special in specials.items():
+            setattr(special, field, before[name])
+            settle(layers[name])
 
 
-def _forward(layer: _BatchNorm, special: Special, *args: Any, **kwargs: Any) -> Any:
-    """Call the forward of torch's layer, or of any subclass, with its `F.batch_norm` replaced."""
-    # On a CPU, torch's SyncBatchNorm refuses to run in a process group. Its base class does the rest alike.
-    kind = _BatchNorm if type(layer) is nn.SyncBatchNorm else type(layer)
-    with _Replaced(special):
-        return kind.forward(layer, *args, **kwargs)
+@dataclass(eq=False)
+class _Forward:
+    """The forward of torch's layer, or of any subclass, with its `F.batch_norm` replaced.
+
+    Arguments:
+        layer: the layer.
+        special: what its batch normalization does instead.
+        hidden: a forward that another library has given to the instance, or None. It is called in place of the class's.
+    """
+
+    layer: _BatchNorm
+    special: Special
+    hidden: Callable[..., Any] | None
+
+    @batches.eagerly
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if not self.special:  # a copy made within a block has no part in it
+            settle(self.layer)
+            return self.layer.forward(*args, **kwargs)
+        view = _of_one_process(self.layer)
+        forward = self.hidden or type(view).forward.__get__(view)
+        with _Replaced(self.special) as mode:
+            z = forward(*args, **kwargs)
+        if not mode.called:
+            raise BatchNormError(
+                f"{type(self.layer).__name__} does not call torch.nn.functional.batch_norm, so its statistics cannot "
+                "be masked, accumulated or synchronized. Replace it with torch's layer or ours."
+            )
+        return z
+
+
+class _OneProcess(nn.SyncBatchNorm):
+    """torch's layer without its exchange, which CPUs and masks lack. The forward of its base class does the rest."""
+
+    forward = _BatchNorm.forward
+
+
+def _of_one_process(layer: _BatchNorm) -> _BatchNorm:
+    """Return the layer. For a SyncBatchNorm, return a view of it that calls `F.batch_norm` in any process."""
+    if not isinstance(layer, nn.SyncBatchNorm):
+        return layer
+    kind = _without_exchange(type(layer))
+    view = kind.__new__(kind)
+    object.__setattr__(view, "__dict__", vars(layer))  # the same parameters, buffers and settings
+    return view
+
+
+@cache
+def _without_exchange(kind: type[nn.SyncBatchNorm]) -> type[nn.SyncBatchNorm]:
+    # In the method resolution order `_OneProcess` comes behind a subclass, so that its `super().forward` arrives there.
+    return _OneProcess if kind is nn.SyncBatchNorm else type(kind.__name__, (kind, _OneProcess), {})
 
 
 class _Replaced(TorchFunctionMode):
     def __init__(self, special: Special) -> None:
         super().__init__()
         self._special = special
+        self.called = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         called = self._batch_norm if func is F.batch_norm else func
@@ -94,6 +145,7 @@ class _Replaced(TorchFunctionMode):
         momentum: float = 0.1,
         eps: float = 1e-5,
     ) -> Tensor:
+        self.called = True
         running = None
         if running_mean is not None and running_var is not None:
             running = Running(running_mean, running_var, momentum)

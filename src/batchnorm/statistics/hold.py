@@ -16,7 +16,8 @@ def hold_statistics(model: nn.Module) -> Iterator[None]:
 
     For forwards in training mode that are no training steps: the generator's pass through a discriminator, the second
     step of SAM, a consistency loss, a validation loss. Running statistics and `num_batches_tracked` stay as they are.
-    Layers in eval mode normalize by their running statistics, as always. Works with torch's layers and subclasses.
+    Layers in eval mode normalize by their running statistics, as always. Works with torch's layers and subclasses. Copy
+    the network before the block: a copy made within it stays held.
 
     Under `torch.utils.checkpoint` the layers of this package need no such block. They do not count a batch that a
     backward pass computes again.
