@@ -18,7 +18,6 @@ from support import reference
 from support.commands import start
 from support.kernel_cases import to_numpy
 from torch import nn
-from torch.multiprocessing.spawn import start_processes
 from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
 
@@ -156,20 +155,14 @@ def together(rank: int) -> dict[str, torch.Tensor | None]:
     return {name: getattr(layer, name) for name in ("running_mean", "running_var", "num_batches_tracked")}
 
 
-def run_rank(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=WORLD)
+def run_rank(rank: int, _group: Any) -> dict[str, Any]:
     found = {name: run_case(case, rank) for name, case in CASES.items()}
-    result = {"cases": found, "errors": other_orders(rank), "trained": trained(rank), "together": together(rank)}
-    torch.save(result, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    return {"cases": found, "errors": other_orders(rank), "trained": trained(rank), "together": together(rank)}
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("ranks")
-    start_processes(run_rank, (str(folder),), nprocs=WORLD, start_method="spawn")
-    return [torch.load(folder / f"{rank}.pt") for rank in range(WORLD)]
+def ranks(gloo):
+    return gloo.run(run_rank)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -233,21 +226,62 @@ def test_masks_virtual_batches_and_accumulation_together(ranks):
 def alone():
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # pyright: ignore[reportPrivateImportUsage]
     yield
-    dist.destroy_process_group()
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 @pytest.mark.usefixtures("alone")
 @pytest.mark.parametrize("kind", [bn.BatchNorm1d, nn.BatchNorm1d, nn.SyncBatchNorm])
-def test_copies_share_the_processes_and_pickles_lose_them(kind):
+def test_copies_share_the_processes(kind):
     model = bn.synchronize(nn.Sequential(kind(3)))
     twin, x = copy.deepcopy(model), torch.randn(4, 3)
     assert_close(twin(x), model(x), rtol=0, atol=0)
-    file = io.BytesIO()
-    torch.save(model, file)
+    assert model.state_dict().keys() == nn.Sequential(nn.BatchNorm1d(3)).state_dict().keys()
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("kind", [bn.BatchNorm1d, nn.BatchNorm1d, nn.SyncBatchNorm])
+def test_pickles_lose_the_processes(kind):
+    file, x = io.BytesIO(), torch.randn(4, 3)
+    torch.save(bn.synchronize(nn.Sequential(kind(3))), file)
+    dist.destroy_process_group()
     file.seek(0)
     loaded = torch.load(file, weights_only=False)
     assert_close(loaded(x), nn.BatchNorm1d(3)(x))
-    assert model.state_dict().keys() == nn.Sequential(nn.BatchNorm1d(3)).state_dict().keys()
+    assert "forward" not in vars(loaded[0])
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_destroyed_process_group_is_named():
+    model = bn.synchronize(nn.Sequential(bn.BatchNorm1d(3)))
+    dist.destroy_process_group()
+    with pytest.raises(bn.BatchNormError, match="'0' is synchronized, but its process group was destroyed"):
+        model(torch.randn(4, 3))
+    assert model.eval()(torch.randn(4, 3)).shape == (4, 3)
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_subclass_of_syncbatchnorm_keeps_its_activation():
+    plain = timm.layers.BatchNormAct2d(3, act_layer=nn.SiLU)  # pyright: ignore[reportPrivateImportUsage]
+    model = bn.synchronize(timm.layers.convert_sync_batchnorm(nn.Sequential(copy.deepcopy(plain))))  # pyright: ignore[reportPrivateImportUsage]
+    assert isinstance(model[0], nn.SyncBatchNorm)
+    x = torch.randn(2, 3, 4, 4)
+    assert_close(model(x), plain(x))
+    assert_close(model[0].running_var, plain.running_var)
+    assert model[0].num_batches_tracked == 1
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_lazy_layer_is_refused():
+    with pytest.raises(bn.BatchNormError, match="layer '0' has no channels yet"):
+        bn.synchronize(nn.Sequential(nn.LazyBatchNorm1d()))
+
+
+@pytest.mark.usefixtures("alone")
+def test_eps_must_be_positive():
+    model = bn.synchronize(nn.Sequential(bn.BatchNorm1d(3, eps=0.0)))
+    with pytest.raises(bn.BatchNormError, match="eps must be positive"):
+        model(torch.randn(4, 3))
 
 
 @pytest.mark.usefixtures("alone")

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..errors import PeerError, first_line
+from ..errors import BatchNormError, PeerError, first_line
 from ..moments import Moments
 
 _HEADER = 3  # layer, direction, channels
@@ -49,7 +49,7 @@ class Meeting:
         channels = len(own.mean)
         count = own.mean.new_tensor([own.count])
         rows = self._exchange(0, channels, torch.cat((count, own.mean, own.m2)))
-        counts = rows[:, 0].tolist()  # waits once
+        counts = rows[:, 0].tolist()
         parts = rows[:, 1:].unflatten(1, (2, channels)).unbind()
         return reduce(
             Moments.merge,
@@ -66,7 +66,8 @@ class Meeting:
         header = values.new_tensor([self.index, direction, channels])
         sent = values.new_zeros(_HEADER + 1 + 2 * self.channels)
         sent[: _HEADER + len(values)] = torch.cat((header, values))
-        parts = [torch.empty_like(sent) for _ in range(dist.get_world_size(self.group))]
+        ranks = self._ranks()
+        parts = [torch.empty_like(sent) for _ in ranks]
         try:
             dist.all_gather(parts, sent, group=self.group)
         except RuntimeError as error:
@@ -75,14 +76,24 @@ class Meeting:
                 f"for the other processes: {first_line(error)}. One of them failed, or skipped the layer."
             ) from error
         found = torch.stack(parts)
-        self._check(found[:, :_HEADER].tolist())
+        self._check(dict(zip(ranks, found[:, :_HEADER].tolist(), strict=True)))
         return found[:, _HEADER : _HEADER + len(values)]
 
-    def _check(self, headers: list[list[float]]) -> None:
-        """Raise PeerError unless all processes are in the same layer."""
-        own_rank = dist.get_rank(self.group)
+    def _ranks(self) -> list[int]:
+        """Return the ranks of the processes. Raise BatchNormError if their group is no more."""
+        try:
+            return dist.get_process_group_ranks(self.group)
+        except (ValueError, KeyError) as error:
+            raise BatchNormError(
+                f"layer {self.names[self.index]!r} is synchronized, but its process group was destroyed. "
+                "Call bn.synchronize again, or bn.desynchronize."
+            ) from error
+
+    def _check(self, headers: dict[int, list[float]]) -> None:
+        """Raise PeerError unless all processes are in the same layer. The headers are by rank."""
+        own_rank = dist.get_rank()
         own = headers[own_rank]
-        for rank, other in enumerate(headers):
+        for rank, other in headers.items():
             if other != own:
                 raise PeerError(
                     f"rank {rank} is in {self._described(other)}, rank {own_rank} in {self._described(own)}. Every "

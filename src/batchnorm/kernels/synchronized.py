@@ -13,6 +13,7 @@ from ..moments import Moments
 from . import bindings, dispatch
 from .activation import Transform, finish
 from .bindings import Whole
+from .checks import check_eps
 from .meeting import Meeting
 
 
@@ -26,6 +27,8 @@ def normalize(x: Tensor, how: Transform, meeting: Meeting) -> tuple[Tensor, Mome
         BatchNormError: all processes together have one value per channel.
         PeerError: another process is in another layer, or gone.
     """
+    check_eps(how.eps)
+    how = dispatch.with_wide_affine(x, how)
     on_kernel = dispatch.kernel_supports(x, how)
     inside = how if on_kernel else how._replace(activation=None, residual=None)
     z, count, mean, m2 = _Synchronized.apply(x, *inside, meeting, on_kernel)

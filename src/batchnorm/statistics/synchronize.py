@@ -32,13 +32,15 @@ def synchronize(model: nn.Module, process_group: Any = None) -> nn.Module:
         model: any network. Layers of this package, of torch, and subclasses of either. Those that are
             `SyncBatchNorm` become synchronized by this package. Call it on every process, before
             DistributedDataParallel, with the same network.
-        process_group: the processes to share with. None means all.
+        process_group: the processes to share with, in a group that nothing else uses, so that a process that skips a
+            layer is noticed. None means all processes, in a new group.
 
     Returns:
         The model itself.
 
     Raises:
-        BatchNormError: `torch.distributed` is not initialized, or there is no BN layer.
+        BatchNormError: `torch.distributed` is not initialized, this process is not in the group, there is no BN layer,
+            or one is lazy and has no channels yet.
         PeerError: in a forward or backward, if another process is in another layer, failed, or did not answer within
             the timeout of the process group.
 
@@ -59,11 +61,13 @@ def synchronize(model: nn.Module, process_group: Any = None) -> nn.Module:
             "synchronize wants the processes of torch.distributed; got none. Start the script with torchrun, and call "
             "torch.distributed.init_process_group first."
         )
-    group = _own_group(process_group)
-    names = tuple(layers)
-    channels = max(layer.num_features for layer in layers.values())
+    lazy = next((name for name, layer in layers.items() if layer.num_features == 0), None)
+    if lazy is not None:
+        raise BatchNormError(f"layer {lazy!r} has no channels yet. Call the network once, then synchronize it.")
+    group = _group(process_group)
+    names, sizes = tuple(layers), [layer.num_features for layer in layers.values()]
     for index, layer in enumerate(layers.values()):
-        special_of(layer).meeting = Meeting(group, names, index, channels)
+        special_of(layer).meeting = Meeting(group, names, index, max(sizes))
     return model
 
 
@@ -88,18 +92,20 @@ def desynchronize(model: nn.Module) -> nn.Module:
     return model
 
 
-def _own_group(group: Any) -> Any:
-    """Return a group of the same processes, for nothing else, with the same timeout.
+def _group(given: Any) -> Any:
+    """Return the given group, or a new one of all processes, for nothing else, with the same timeout.
 
     In a shared group, a process that skips a layer would answer with another collective, and all would hang.
     """
-    ranks = dist.get_process_group_ranks(group or dist.group.WORLD)
-    return dist.new_group(ranks, timeout=_timeout(group), use_local_synchronization=group is not None)
+    if given is None:
+        return dist.new_group(timeout=_timeout(dist.group.WORLD))
+    if dist.get_rank(given) < 0:
+        raise BatchNormError(f"rank {dist.get_rank()} is not in the process group that synchronize got")
+    return given
 
 
 def _timeout(group: Any) -> timedelta | None:
     """Return the timeout of a group. None, the default of the backend, if torch does not tell."""
-    group = group or dist.group.WORLD
     device = torch.device("cuda" if dist.get_backend(group) == "nccl" else "cpu")
     options = getattr(group._get_backend(device), "options", None)
     return getattr(options, "_timeout", None)
