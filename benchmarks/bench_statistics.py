@@ -2,25 +2,31 @@
 
     python benchmarks/bench_statistics.py --out records/statistics/cost.json
 
-Forward and backward, float32, two threads, `bn.keep_memory()` for all. Contenders alternate; medians of the rounds.
+Forward and backward, float32, two threads, `bn.keep_memory()` for all. Contenders alternate. Medians of the rounds, and
+all rounds. Masks and virtual batches are checked against torch's layers before the clock starts.
 
-- masked: a batch of sequences of which 70 % is no padding. "packed" packs the values by hand and runs torch's layer on
-  them. "unmasked" is our layer on everything, which is wrong.
-- virtual: batches of 8 in 64 examples. "loop" is torch's layer on each part, and torch.cat, as TabNet has it.
-- accumulate: four micro-batches of a ResNet-18. "none" is without the block.
-- synchronized: a ResNet-18 under DistributedDataParallel on two processes of one thread. "plain" is torch's BN, of each
-  process alone.
+- masked: 32 sequences of 256 channels and up to 400 steps, of which 70 % is no padding. "packed" packs the values by
+  hand and runs torch's layer on them. "unmasked" is our layer on everything, which is wrong.
+- virtual: batches of 8 in 64 examples of (64, 28, 28). "loop" is torch's layer on each part, and torch.cat, as TabNet
+  has it. "whole batch" is our layer without virtual batches.
+- accumulate: four micro-batches of 4 images for a ResNet-18 of torch's layers. "none" is without the block.
+- hold: a forward of this network in training mode, within the block and without.
+- synchronized: a training step of a ResNet-18 under DistributedDataParallel on two processes of one thread, 8 images of
+  128x128 each. "torch alone" has torch's BN, of each process alone. "ours alone" is the network of `bn.fuse`, and
+  "synchronized" is this one with `bn.synchronize`.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import os
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +40,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import batchnorm as bn
 
-ROUNDS = 9
+ROUNDS = 15
 
 
 def alternate(sides: Mapping[str, Callable[[], object]]) -> dict[str, Any]:
@@ -47,6 +53,17 @@ def alternate(sides: Mapping[str, Callable[[], object]]) -> dict[str, Any]:
             if turn:
                 ms[side].append(1e3 * (time.perf_counter() - start))
     return {"medians_ms": {side: statistics.median(values) for side, values in ms.items()}, "ms": ms}
+
+
+def table(records: Mapping[str, Any]) -> list[str]:
+    """Return the table of the README: medians, the middle half of the rounds, and the ratio to the last contender."""
+    lines = ["| part | contender | ms | middle half | times the last |", "|---|---|---|---|---|"]
+    for part, found in records.items():
+        last = list(found["medians_ms"].values())[-1]
+        for side, median in found["medians_ms"].items():
+            low, _, high = statistics.quantiles(found["ms"][side], n=4)
+            lines.append(f"| {part} | {side} | {median:.1f} | {low:.1f} to {high:.1f} | {median / last:.2f} |")
+    return lines
 
 
 def trained(layer: Callable[[Tensor], Tensor], x: Tensor, dz: Tensor) -> Callable[[], object]:
@@ -89,16 +106,32 @@ def accumulated() -> dict[str, Any]:
     model = torchvision.models.resnet18(weights=None)
     micro_batches = torch.randn(4, 4, 3, 128, 128).unbind()
 
-    def step() -> None:
+    def none() -> None:
         model.zero_grad()
         for x in micro_batches:
-            model(x).square().mean().backward()
+            step(model, x)
 
     def ours() -> None:
         with bn.accumulate(model):
-            step()
+            none()
 
-    return alternate({"ours": ours, "none": step})
+    return alternate({"ours": ours, "none": none})
+
+
+@torch.no_grad()
+def held() -> dict[str, Any]:
+    model = torchvision.models.resnet18(weights=None)
+    x = torch.randn(4, 3, 128, 128)
+
+    def ours() -> None:
+        with bn.hold_statistics(model):
+            model(x)
+
+    return alternate({"ours": ours, "none": lambda: model(x)})
+
+
+def step(model: nn.Module, x: Tensor) -> None:
+    model(x).square().mean().backward()
 
 
 def rank(index: int, folder: str) -> None:
@@ -107,14 +140,10 @@ def rank(index: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=index, world_size=2)
     torch.manual_seed(0)
     x = torch.randn(8, 3, 128, 128)
-    steps = {}
-    for side in ("synchronized", "ours, alone", "plain"):
-        model = torchvision.models.resnet18(weights=None)
-        if side != "plain":
-            model = bn.fuse(model, x[:2]).model.train()
-        model = bn.synchronize(model) if side == "synchronized" else model
-        ddp = DistributedDataParallel(model)
-        steps[side] = lambda m=ddp: m(x).square().mean().backward()
+    plain = torchvision.models.resnet18(weights=None)
+    fused = bn.fuse(plain, x[:2]).model.train()
+    sides = {"synchronized": bn.synchronize(copy.deepcopy(fused)), "ours alone": fused, "torch alone": plain}
+    steps = {side: partial(step, DistributedDataParallel(model), x) for side, model in sides.items()}
     found = alternate(steps)
     if index == 0:
         Path(folder, "found.json").write_text(json.dumps(found))
@@ -127,7 +156,7 @@ def synchronized() -> dict[str, Any]:
         return json.loads(Path(folder, "found.json").read_text())
 
 
-PARTS = {"masked": masked, "virtual": virtual, "accumulate": accumulated, "synchronized": synchronized}
+PARTS = {"masked": masked, "virtual": virtual, "accumulate": accumulated, "hold": held, "synchronized": synchronized}
 
 
 def main() -> None:

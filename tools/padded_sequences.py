@@ -4,26 +4,42 @@
 
 A sequence is an MNIST digit without its empty columns at both sides: 28 features, 2 to 20 steps. Two convolutions, the
 second with stride 2, each with BN and ReLU; then the mean over the sequence's own steps and a linear layer. Batches are
-padded to their longest sequence ("tight") or to 64 steps ("wide"). The network trains with either padding and is tested
-with both. Padding should not matter.
+padded to their longest sequence ("tight"), to 128 steps ("wide"), or to a length drawn between these ("varied"), as
+where one long sequence sets the length of its batch. The network trains with each padding and is tested with "tight"
+and "wide". Padding should not matter.
+
+A finished training is not done again, so that the script can be stopped and started.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from contextlib import nullcontext
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import batchnorm as bn
+from batchnorm.atomic import make_folder, write_atomically
 from batchnorm.paper.mnist.data import load_mnist
 
-SEEDS, EPOCHS, BATCH, WIDE = (1, 2, 3), 2, 60, 64
-Sequences = list[tuple[Tensor, int]]
+SEEDS, EPOCHS, BATCH, WIDE = (1, 2, 3), 1, 60, 128
+TRAINED, TESTED = ("tight", "varied", "wide"), ("tight", "wide")
+
+
+class Sequences(NamedTuple):
+    """Digits from their first column on, (N, 28, 28), the number of their columns, and their classes."""
+
+    x: Tensor
+    lengths: Tensor
+    labels: Tensor
 
 
 class Network(nn.Module):
@@ -48,23 +64,25 @@ class Network(nn.Module):
 
 
 def sequences(images: Tensor, labels: Tensor) -> Sequences:
-    found = []
-    for image, label in zip(images.view(-1, 28, 28), labels.tolist(), strict=True):
-        columns = image.any(0).nonzero().flatten()
-        found.append((image[:, columns[0] : columns[-1] + 1].float(), label))
-    return found
+    """Return the digits moved to the left, so that the empty columns are behind them."""
+    x = images.view(-1, 28, 28).float()
+    inked = x.any(1)
+    first = inked.int().argmax(1)
+    lengths = 28 - first - inked.flip(1).int().argmax(1)
+    columns = (torch.arange(28) + first[:, None]) % 28
+    return Sequences(x.gather(2, columns[:, None].expand_as(x)), lengths, labels)
 
 
-def batches(data: Sequences, padding: str):
-    for start in range(0, len(data), BATCH):
-        part = data[start : start + BATCH]
-        lengths = torch.tensor([x.shape[1] for x, _ in part])
-        width = WIDE if padding == "wide" else int(lengths.max())
-        x = torch.stack([F.pad(x, (0, width - x.shape[1])) for x, _ in part])
-        yield x, lengths, torch.tensor([label for _, label in part])
+def batches(data: Sequences, order: Tensor, padding: str) -> Iterator[Sequences]:
+    """Yield batches in this order. "varied" draws from torch's generator, once a batch."""
+    for rows in order.split(BATCH):
+        x, lengths, labels = (t[rows] for t in data)
+        longest = int(lengths.max())
+        width = {"tight": longest, "varied": int(torch.randint(longest, WIDE, ())), "wide": WIDE}[padding]
+        yield Sequences(F.pad(x, (0, width - 28)), lengths, labels)  # a negative number of columns crops
 
 
-def masks(model: nn.Module, lengths: Tensor, wanted: bool):
+def masks(model: nn.Module, lengths: Tensor, wanted: bool) -> AbstractContextManager[None]:
     return bn.masked(model, lengths=lengths) if wanted else nullcontext()
 
 
@@ -73,8 +91,7 @@ def train(data: Sequences, padding: str, masked: bool, seed: int) -> Network:
     model = Network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     for _ in range(EPOCHS):
-        order = torch.randperm(len(data)).tolist()
-        for x, lengths, labels in batches([data[i] for i in order], padding):
+        for x, lengths, labels in batches(data, torch.randperm(len(data.x)), padding):
             with masks(model, lengths, masked):
                 loss = F.cross_entropy(model(x, lengths), labels)
             optimizer.zero_grad()
@@ -86,10 +103,20 @@ def train(data: Sequences, padding: str, masked: bool, seed: int) -> Network:
 @torch.no_grad()
 def accuracy(model: Network, data: Sequences, padding: str, masked: bool) -> float:
     right = 0
-    for x, lengths, labels in batches(data, padding):
+    for x, lengths, labels in batches(data, torch.arange(len(data.x)), padding):
         with masks(model, lengths, masked):
             right += int((model(x, lengths).argmax(1) == labels).sum())
-    return right / len(data)
+    return right / len(data.x)
+
+
+def table(rows: list[dict]) -> list[str]:
+    """Return the table of the README: the test accuracy of each seed."""
+    lines = ["| trained with | padding | tested tight, each seed | tested wide, each seed |", "|---|---|---|---|"]
+    for masked, padding in product((False, True), TRAINED):
+        found = [row for row in rows if (row["masked"], row["trained"]) == (masked, padding)]
+        cells = [", ".join(f"{100 * row['accuracy'][name]:.2f} %" for row in found) for name in TESTED]
+        lines.append(f"| {'masks' if masked else 'no masks'} | {padding} | {cells[0]} | {cells[1]} |")
+    return lines
 
 
 def main() -> None:
@@ -98,16 +125,19 @@ def main() -> None:
     digits = load_mnist()
     training = sequences(digits.train_images, digits.train_labels)
     test = sequences(digits.test_images, digits.test_labels)
-    rows = []
-    for masked in (False, True):
-        for padding in ("tight", "wide"):
-            for seed in SEEDS:
-                model = train(training, padding, masked, seed)
-                tested = {name: accuracy(model, test, name, masked) for name in ("tight", "wide")}
-                rows.append({"masked": masked, "trained": padding, "seed": seed, "accuracy": tested})
-                print(rows[-1], flush=True)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps({"torch": torch.__version__, "training": len(training), "rows": rows}, indent=1) + "\n")
+    rows = json.loads(out.read_text())["rows"] if out.exists() else []
+    done = {(row["masked"], row["trained"], row["seed"]) for row in rows}
+    make_folder(out.parent)
+    for masked, padding, seed in product((False, True), TRAINED, SEEDS):
+        if (masked, padding, seed) in done:
+            continue
+        start = time.monotonic()
+        model = train(training, padding, masked, seed)
+        tested = {name: accuracy(model, test, name, masked) for name in TESTED}
+        rows.append({"masked": masked, "trained": padding, "seed": seed, "accuracy": tested})
+        print(rows[-1], f"{time.monotonic() - start:.0f} s", flush=True)
+        conditions = {"torch": torch.__version__, "training": len(training.x), "epochs": EPOCHS, "batch": BATCH}
+        write_atomically(out, json.dumps({"conditions": conditions, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
