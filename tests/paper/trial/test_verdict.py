@@ -168,6 +168,7 @@ def test_divergence_is_in_the_row_and_a_score_that_is_not_finite_is_no_best():
         ({("plain", 1.0): [rises(100)] * 3}, {}, "still improving at the last step"),
         ({("plain", 30.0): [rises(50)] * 3}, {}, "The best without BN is at the highest learning rate tried, 3:"),
         ({("plain", 1.0): [rises(50)] * 3}, {"one_start": True}, "gives the same weights at every seed"),
+        ({("plain", 1.0): [rises(50)] * 3}, {"seeds": 2}, "With two seeds hardly any difference is clear"),
     ],
 )
 def test_notes_say_what_could_change_the_verdict(curves, changes, note):

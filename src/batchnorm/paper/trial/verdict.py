@@ -200,6 +200,9 @@ def _best(curve: Curve, higher: bool) -> float:
 
 def _notes(plain: Sequence[TrialRow], norm: Sequence[TrialRow], settings: TrialSettings) -> Iterator[str]:
     """Yield what could change the verdict: more steps, other learning rates, other weights."""
+    if settings.seeds < 3:
+        seeds = "one seed" if settings.seeds == 1 else "two seeds"
+        yield f"With {seeds} hardly any difference is clear; take three or more."
     if settings.one_start:
         yield "The factory gives the same weights at every seed; the seeds differ in the order of the batches alone."
     if settings.steps in _fastest(plain).steps:
