@@ -75,6 +75,19 @@ def test_what_cannot_be_examined_is_refused(model, batches, message):
         bn.doctor(model, batches)
 
 
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (nn.CrossEntropyLoss(), r"the loss does not run on an output of \(16, 3\) .* and a target of \(16, 5\)"),
+        (lambda output, _: output, r"the loss does not run on an output of .* returns one number"),
+    ],
+    ids=["other targets", "no number"],
+)
+def test_a_loss_that_does_not_run_is_refused(loss, message):
+    with pytest.raises(bn.BatchNormError, match=message):
+        bn.doctor(nn.BatchNorm1d(3), [(torch.randn(16, 3), torch.randn(16, 5))], loss=loss)
+
+
 def test_findings_and_rows_agree_and_come_worst_first():
     patient = recalibrated("plain")
     norm = patient.model.get_submodule(patient.first)

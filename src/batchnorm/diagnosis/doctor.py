@@ -76,7 +76,7 @@ def doctor(
         The findings, worst first, and one row per BN layer. It prints as a table and has `to_html(path)`.
 
     Raises:
-        BatchNormError: `model` is no network or has no BN layer, or it does not run on a batch.
+        BatchNormError: `model` is no network or has no BN layer, or it or the loss does not run on a batch.
 
     Example:
         >>> import torch

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from ..graph.batches import run_batch
+from ..errors import BatchNormError, first_line
+from ..graph.batches import described, run_batch
 
 
 def run(model: nn.Module, batch: Any) -> Any:
@@ -44,6 +45,24 @@ def target_of(batch: Any, output: Any) -> Any:
     target = batch[1] if isinstance(batch, tuple | list) and len(batch) > 1 else batch
     device = next((x.device for x in pytree.tree_leaves(output) if isinstance(x, Tensor)), None)
     return target if device is None else pytree.tree_map_only(Tensor, lambda x: x.to(device), target)
+
+
+def loss_of(loss: Callable[[Any, Any], Any], batch: Any, output: Any) -> Tensor:
+    """Return the loss of an output, a scalar.
+
+    Raises:
+        BatchNormError: the loss does not run on the output and the target, or gives no single number.
+    """
+    target = target_of(batch, output)
+    try:
+        return torch.as_tensor(loss(output, target)).reshape(())
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        raise BatchNormError(
+            f"the loss does not run on an output of {described(output)} and a target of {described(target)}: "
+            f"{first_line(error).rstrip('.')}. Give a function of (output, target) that returns one number."
+        ) from error
 
 
 def numbers_in(value: Any) -> list[Tensor]:

@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from ..algorithm2.observation import on_batch_statistics
 from ..graph.batches import in_eval
-from .inputs import run, target_of
+from .inputs import loss_of, run
 from .measurement import tracked
 
 APART = 0.1  # of outputs, relative to their spread over examples; of losses, relative to the loss
@@ -94,7 +94,7 @@ def prove(
             training = run(recalibrated, batch)
         squares += _squares(before, after, training)
         if loss is not None:
-            values = [float(loss(output, target_of(batch, output))) for output in (before, after, training)]
+            values = [float(loss_of(loss, batch, output)) for output in (before, after, training)]
             losses.append((values[0], values[1], values[2]))
     if not losses and not squares[2] > 0:
         return None

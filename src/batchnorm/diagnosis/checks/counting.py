@@ -15,7 +15,7 @@ from ...errors import first_line
 from ...graph.compare import copied
 from ..examination import Examination
 from ..finding import Finding, Severity
-from ..inputs import numbers_in, run, target_of
+from ..inputs import loss_of, numbers_in, run
 
 MOST = 64  # forwards for one step of the optimizer
 NEAR = 0.02  # how near a whole number the batches per step must be
@@ -85,7 +85,7 @@ def _called(calls: Counter[str], name: str, *_: object) -> None:
 
 def _scalar(e: Examination, output: Any) -> torch.Tensor:
     if e.loss is not None:
-        return e.loss(output, target_of(e.training.held[0], output))
+        return loss_of(e.loss, e.training.held[0], output)
     return torch.stack([x.float().square().mean() for x in numbers_in(output) if x.requires_grad]).sum()
 
 

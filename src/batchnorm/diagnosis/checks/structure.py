@@ -45,7 +45,7 @@ def redundant_bias(e: Examination) -> Iterator[Finding]:
             found.append((network.label(node), network.label(source)))
     if found:
         names, biased = zip(*found, strict=True)
-        evidence = f"{biased[0]} has a bias, and {names[0]} alone takes its output; {len(found)} such layers"
+        evidence = f"{biased[0]} has a bias, and {names[0]} alone takes its output; {len(found)} in all"
         reason = "BN subtracts the mean and the bias with it: the bias gets no gradient, and beta does its work"
         yield Finding("redundant bias", "note", names, evidence, reason, f"bias=False in {biased[0]}")
 
