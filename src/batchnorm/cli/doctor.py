@@ -34,7 +34,7 @@ def command(
 
     Args:
         target: Factory of the network, called without arguments. Its mode counts: return it in eval mode as it serves.
-        data: MODULE:FACTORY of batches of the training set: tensors, or (input, target) pairs.
+        data: MODULE:FACTORY of batches of the training set: tensors, (input, target) pairs, or dicts of arguments.
         weights: File with a state_dict: .safetensors, or one by torch.save. A file that would run code is refused.
         batches: Number of batches to read of each set. By default all; some factories give batches without end.
         loss: MODULE:FACTORY of a loss, called as loss(output, target). The proof is then in its units.
