@@ -305,6 +305,7 @@ def test_adamw_and_a_network_that_writes_into_its_input(tmp_path):
         ),
         ({"network": dict}, r"wanted a network, a torch\.nn\.Module; got dict"),
         ({"network": lambda: nn.Linear(5, 1)}, r"Linear does not run on a batch of \(32, 8\)"),
+        ({"network": nn.Softplus}, "Softplus has no parameter that requires a gradient: nothing to train"),
         ({"batches": LINEAR[0][0]}, "wanted an iterable of batches; got one Tensor"),
         ({"batches": LINEAR[:1]}, "wants two batches or more, since it holds some out; got 1"),
         ({"batches": [x for x, _ in LINEAR]}, r"batch 1 \(the first is 1\) is a Tensor; wanted \(input, target\)"),

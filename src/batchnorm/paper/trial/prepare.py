@@ -52,8 +52,8 @@ def prepare(given: Given, names: Names, config: TrialConfig) -> Prepared:
     """Read the batches, and try both networks on them.
 
     Raises:
-        BatchNormError: the factory returns no network, the batches are no (input, target), a network, the loss or the
-            metric does not run on them, or the network cannot be traced.
+        BatchNormError: the factory returns no network, or one without parameters to train; the batches are no (input,
+            target); a network, the loss or the metric does not run on them; or the network cannot be traced.
     """
     if isinstance(given.network, nn.Module) or not callable(given.network):
         got = type(given.network).__name__
@@ -122,6 +122,8 @@ def check_same(settings: TrialSettings, saved: TrialSettings, run: Run) -> None:
 def _try(subject: Subject, arm: str) -> None:
     """Run a network on the smallest batch as training does, and measure one held-out batch."""
     model = subject.networks.build(arm, 1)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise BatchNormError(f"{type(model).__name__} has no parameter that requires a gradient: nothing to train")
     with seeded(1), torch.no_grad():
         loss = subject.scoring.loss_of(model, copied(min(subject.data.training, key=examples)))
         subject.scoring.mean_score(model.eval(), subject.data.held_out[:1])
