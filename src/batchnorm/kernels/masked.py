@@ -25,7 +25,10 @@ def normalize(x: Tensor, how: Transform, mask: Tensor, count: int) -> tuple[Tens
         mask: bool, (N, ...), True where a value counts.
         count: how many values do, 2 or more.
     """
-    z, mean, m2 = _Masked.apply(x, *how, mask, count)
+    near, filled = _filled(x, mask)
+    if how.residual is not None:
+        how = how._replace(residual=zeroed(how.residual, mask))
+    z, mean, m2 = _Masked.apply(filled, *how, near, mask, count)
     return z, Moments(count, mean, m2)
 
 
@@ -35,14 +38,15 @@ def zeroed(t: Tensor, mask: Tensor) -> Tensor:
 
 
 class _Masked(torch.autograd.Function):
+    """Normalize a filled x. What its gradients are where nothing counts does not matter: nothing takes them."""
+
     @staticmethod
-    def forward(ctx, x, weight, bias, eps, activation, slope, residual, mask, count):
+    def forward(ctx, filled, weight, bias, eps, activation, slope, residual, near, mask, count):
         how = Transform(weight, bias, eps, activation, slope, residual)
-        near, filled = _filled(x, mask)
         moments = _without(dispatch.moments(filled), near.double(), count)
         saved = torch.stack((moments.mean, (moments.m2 / count + eps).rsqrt()))
-        z = bindings.normalize(filled, saved, _zeroed_residual(how, mask)).masked_fill_(~mask.unsqueeze(1), 0)
-        ctx.save_for_backward(x, weight, bias, residual, mask, saved)
+        z = bindings.normalize(filled, saved, how).masked_fill_(~mask.unsqueeze(1), 0)
+        ctx.save_for_backward(filled, weight, bias, residual, mask, saved)
         ctx.settings, ctx.count = (eps, activation, slope), count
         ctx.mark_non_differentiable(moments.mean, moments.m2)
         ctx.set_materialize_grads(False)
@@ -51,38 +55,36 @@ class _Masked(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *gradients):
         dz = gradients[0]
-        x, weight, bias, residual, mask, saved = ctx.saved_tensors
+        if dz is None:
+            return (None,) * 10
+        filled, weight, bias, residual, mask, saved = ctx.saved_tensors
         eps, activation, slope = ctx.settings
         how = Transform(weight, bias, eps, activation, slope, residual)
         wanted = [ctx.needs_input_grad[i] for i in (0, 1, 2, 6)]
-        if dz is None:
-            return (None,) * 9
         if torch.is_grad_enabled():
-            found = _differentiable(dz, x, how, mask, wanted)
+            found = _differentiable(dz, filled, how, mask, wanted)
         else:
-            found = _gradients(dz, x, how, mask, saved, ctx.count)
+            found = _gradients(zeroed(dz, mask), filled, how, saved, ctx.count)
         dx, dweight, dbias, dresidual = (t if want else None for t, want in zip(found, wanted, strict=True))
-        return dx, dweight, dbias, None, None, None, dresidual, None, None
+        return dx, dweight, dbias, None, None, None, dresidual, None, None, None
 
 
-def _gradients(dz: Tensor, x: Tensor, how: Transform, mask: Tensor, saved: Tensor, count: int) -> Gradients:
+def _gradients(dz: Tensor, filled: Tensor, how: Transform, saved: Tensor, count: int) -> Gradients:
     """Return the gradients by two passes of the kernel: the sums, then dx by the number of values that count."""
-    how, dz = _zeroed_residual(how, mask), zeroed(dz, mask)
-    _, filled = _filled(x, mask)
     own = bindings.backward(dz, filled, how, saved, want_dx=False)
     whole = Whole(torch.stack((own.bias, own.weight)).double(), count)
     found = bindings.backward(dz, filled, how, saved, True, how.residual is not None, whole=whole)
-    assert found.x is not None  # it was wanted
-    dx = found.x.masked_fill_(~mask.unsqueeze(1), 0)
-    return found._replace(x=dx, weight=own.weight, bias=own.bias)
+    return found._replace(weight=own.weight, bias=own.bias)
 
 
-def _differentiable(dz: Tensor, x: Tensor, how: Transform, mask: Tensor, wanted: list[bool]) -> list[Tensor | None]:
+def _differentiable(
+    dz: Tensor, filled: Tensor, how: Transform, mask: Tensor, wanted: list[bool]
+) -> list[Tensor | None]:
     """Return the wanted gradients by torch's operations on the packed values, for double backward."""
     with torch.enable_grad():
-        packed = Packed(x, mask)
-        z = packed.unpack(dispatch.normalize_with_moments(packed.rows(x), packed.transform(how))[0])
-    inputs = (x, how.weight, how.bias, how.residual)
+        packed = Packed(filled, mask)
+        z = packed.unpack(dispatch.normalize_with_moments(packed.rows(filled), packed.transform(how))[0])
+    inputs = (filled, how.weight, how.bias, how.residual)
     given = [t for t, want in zip(inputs, wanted, strict=True) if want and t is not None]
     found = iter(torch.autograd.grad(z, given, dz, create_graph=True))
     return [next(found) if want else None for want in wanted]
@@ -91,7 +93,7 @@ def _differentiable(dz: Tensor, x: Tensor, how: Transform, mask: Tensor, wanted:
 def _filled(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Return the first value of each channel that counts, (C,), and x with it where nothing counts."""
     first = torch.unravel_index(mask.flatten().to(torch.uint8).argmax(), mask.shape)
-    near = x.movedim(1, -1)[first]
+    near = x.detach().movedim(1, -1)[first]
     return near, torch.where(mask.unsqueeze(1), x, near.view(-1, *[1] * (x.dim() - 2)))
 
 
@@ -101,7 +103,3 @@ def _without(moments: Moments, near: Tensor, count: int) -> Moments:
     delta = moments.mean - near
     mean = moments.mean + delta * (copies / count)
     return Moments(count, mean, (moments.m2 - delta.square() * (moments.count * copies / count)).clamp_min(0.0))
-
-
-def _zeroed_residual(how: Transform, mask: Tensor) -> Transform:
-    return how if how.residual is None else how._replace(residual=zeroed(how.residual, mask))
