@@ -210,7 +210,7 @@ def statistics_without_gamma_move_in_a_frozen_part():
 # Channels
 
 
-@fault("dead channels")
+@fault("dead channels", "note")
 def a_constant_input_that_rounding_moves():
     model = mlp()
     model[0].weight.data[5] = 0  # pyright: ignore[reportIndexIssue]
@@ -308,6 +308,16 @@ def rows_of_a_few_categories():
     batches = [[F.one_hot(torch.randint(3, (64,)), 3).float() for _ in range(10)] for _ in range(2)]
     model = nn.Sequential(nn.Linear(3, 8, bias=False), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
     yield Case(calibrated(model, batches[0]), batches[1])
+
+
+@healthy
+def features_that_are_seldom_there():
+    """One of five examples in a thousand: whole sets have none."""
+    chances = torch.tensor([0.002, 0.005, 0.01, 0.02, 0.05, 0.1])
+    for _ in range(3):
+        sets = [[(torch.rand(32, 6) < chances).float() for _ in range(10)] for _ in range(3)]
+        model = nn.Sequential(nn.BatchNorm1d(6), nn.Linear(6, 2))
+        yield Case(calibrated(model, sets[0]), sets[1], (), {"eval_batches": sets[2]})
 
 
 @fault("data shift")

@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from .measurement import Measured
 from .significance import z_of_t
 
+_CONSTANT = 1e-9  # of the other sample's variance: a channel that hardly varies is constant
 _CAREFUL = 0.9  # quantile of the noise of a layer's channels: none is taken to be calmer than that
 
 
@@ -52,18 +53,20 @@ def against_running(measured: Measured, layer: _BatchNorm) -> Discrepancy:
     running_mean, running_var = layer.get_buffer("running_mean"), layer.get_buffer("running_var")
     examples = max(measured.means.examples.count, 1)
     size = examples / max(measured.means.batches, 1)
-    share = 1 / examples + _share_of_a_batch(layer) / size
+    share = _share_of_a_batch(layer) / size
     return _compare(measured, running_mean.double(), running_var.double(), share, layer.eps)
 
 
 def between(one: Measured, other: Measured, eps: float) -> Discrepancy:
     """Compare the statistics of `other` data with those of `one`."""
-    share = 1 / max(one.means.examples.count, 1) + 1 / max(other.means.examples.count, 1)
-    return _compare(one, other.mean, other.var, share, eps)
+    return _compare(one, other.mean, other.var, 1 / max(other.means.examples.count, 1), eps)
 
 
-def _compare(measured: Measured, mean: Tensor, var: Tensor, share: float, eps: float) -> Discrepancy:
+def _compare(measured: Measured, mean: Tensor, var: Tensor, of_other: float, eps: float) -> Discrepancy:
+    """Compare with the mean and variance of another sample. `of_other` is 1 over the number of its examples."""
     mean, var = mean.to(measured.mean), var.to(measured.var)
+    examples = max(measured.means.examples.count, 1)
+    share = 1 / examples + of_other
     larger = torch.maximum(var, measured.var).clamp_min(0)
     floor = torch.finfo(measured.dtype).eps * measured.mean.abs()  # what rounding of the input alone makes
     growth = (larger / measured.var).nan_to_num(1.0, 1.0, 1.0)  # of the noise, if the other set is the true one
@@ -75,7 +78,28 @@ def _compare(measured: Measured, mean: Tensor, var: Tensor, share: float, eps: f
     # A variance is a mean of squares: its logarithm is nearer to a normal law than itself.
     t_of_var = 2 * ratio.abs() / (noise * math.sqrt(share)).clamp_min(1e-300)
     t = torch.maximum((mean - measured.mean).abs() / error_of_mean.clamp_min(1e-300), t_of_var)
-    return Discrepancy(shift, ratio, z_of_t(t, float(measured.means.degrees)))
+    distance = z_of_t(t, float(measured.means.degrees))
+    least = floor.square() + _CONSTANT * larger
+    few = _events(measured.mean, mean, var) * examples
+    distance = torch.where(measured.var <= least, (2 * few).sqrt(), distance)
+    few = _events_in(measured) / max(of_other, 1e-300)
+    return Discrepancy(shift, ratio, torch.where(var <= least, (2 * few).sqrt(), distance))
+
+
+def _events(rest: Tensor, mean: Tensor, var: Tensor) -> Tensor:
+    """Return the share of examples, at least, that differ from `rest` in data of this mean and variance, (C,).
+
+    A channel that is constant in one sample may only be rare: with k events expected, none has the chance exp(-k),
+    that of sqrt(2 k) standard errors. The share is from Cauchy and Schwarz: E[x - rest]^2 <= share E[(x - rest)^2].
+    """
+    square = (mean - rest).square()
+    return (square / (square + var)).nan_to_num(1.0)
+
+
+def _events_in(measured: Measured) -> Tensor:
+    """Return the share of examples that make the variance, (C,): 1 over the kurtosis of the examples."""
+    square = measured.var.square()
+    return (square / (square + measured.variances.spread())).nan_to_num(1.0)
 
 
 def _careful(noise: Tensor) -> Tensor:

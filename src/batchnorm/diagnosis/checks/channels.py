@@ -14,6 +14,7 @@ from ...graph.network import Network
 from ...graph.ops import IDENTITIES_IN_EVAL, MAXIMA, RESHAPES, SUMS
 from ..examination import Examination
 from ..finding import Finding, Severity
+from ..measurement import Measured
 from .stale import RECALIBRATE
 
 MANY = 0.1  # share of a layer's channels
@@ -62,10 +63,10 @@ def dead_channels(e: Examination) -> Iterator[Finding]:
     Test: the range of the output over all values of all batches, in training. Where the graph shows that an activation
     alone takes the output, the range behind it. Three kinds:
 
-    - gamma is exactly 0, or the input is constant: dead for certain.
+    - gamma is exactly 0: dead for certain.
     - |x^| <= sqrt(m - 1) for m values per channel. If the activation is constant on beta +- |gamma| sqrt(m - 1), the
       channel is dead for every batch of this size. That is proved.
-    - constant on all batches: with n examples the share of live ones is below 3 / n (95 %).
+    - constant on all batches, or a constant input: with n examples the share of live ones is below 3 / n (95 %).
 
     Threshold: the first two are a warning. The third is a note up to a tenth of the layer (`MANY`) or one channel,
     since trained ReLU networks have some such channels. A layer whose gammas are all 0 before an addition is a note:
@@ -82,19 +83,18 @@ def dead_channels(e: Examination) -> Iterator[Finding]:
         if name in resting:
             continue
         dead = _constant(activations.get(name), measured.low, measured.high, e.network)
-        without = _without_input(e, name)  # rounding may give it another constant in a batch of another size
-        dead = dead | without
-        proved = dead & (without | _proved(e, name, activations.get(name)))
+        dead |= _without_input(measured)  # rounding may give it another constant in a batch of another size
+        proved = dead & _proved(e, name, activations.get(name))
         if proved.any():
             sure[name] = proved
         if (dead & ~proved).any():
             seen[name] = dead & ~proved
     if sure:
-        severity: Severity = "note" if resting and not _live_source(e, sure) else "warning"
-        yield _dead(sure, severity, "gamma 0, a constant input, or an activation out of reach of every batch")
+        yield _dead(sure, "warning", "gamma 0, or an activation out of reach of every batch")
     if seen:
+        fed_by_resting = bool(resting) and all((d & ~_without_input(e.measured[n])).sum() == 0 for n, d in seen.items())
         many = any(int(dead.sum()) > max(1, MANY * len(dead)) for dead in seen.values())
-        severity = "warning" if many else "note"
+        severity: Severity = "warning" if many and not fed_by_resting else "note"
         examples = next(iter(e.measured.values())).means.examples.count
         yield _dead(seen, severity, f"constant in all {examples} examples: live in under {3 / max(examples, 3):.2%}")
 
@@ -156,29 +156,19 @@ def _constant(activation: fx.Node | None, low: Tensor, high: Tensor, network: Ne
     return low == high
 
 
-def _without_input(e: Examination, name: str) -> Tensor:
-    layer, measured = e.layers[name], e.measured[name]
-    floor = (measured.mean.abs() * torch.finfo(measured.dtype).eps).square()
-    constant = measured.var <= floor
-    return constant if layer.weight is None else constant | (layer.weight == 0)
+def _without_input(measured: Measured) -> Tensor:
+    """Return the channels, (C,) bool, whose input is constant up to rounding."""
+    return measured.var <= (measured.mean.abs() * torch.finfo(measured.dtype).eps).square()
 
 
 def _proved(e: Examination, name: str, activation: fx.Node | None) -> Tensor:
+    """Return the channels, (C,) bool, that are dead for every batch of this size: |x^| <= sqrt(m - 1)."""
     layer, measured = e.layers[name], e.measured[name]
-    if layer.weight is None or layer.bias is None:
+    if layer.weight is None:
         return torch.zeros_like(measured.mean, dtype=torch.bool)
     reach = layer.weight.detach().abs() * sqrt(max(measured.values - 1, 1))
-    bias = layer.bias.detach()
+    bias = torch.zeros_like(reach) if layer.bias is None else layer.bias.detach()
     return _constant(activation, bias - reach, bias + reach, e.network)
-
-
-def _live_source(e: Examination, dead: dict[str, Tensor]) -> bool:
-    """Return True if a channel is dead by its own gamma, and not only by a constant input."""
-    return any(
-        layer.weight is not None and bool(((layer.weight == 0) & channels).any())
-        for name, channels in dead.items()
-        if (layer := e.layers[name])
-    )
 
 
 def gammas(e: Examination) -> Iterator[Finding]:
