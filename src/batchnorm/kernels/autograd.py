@@ -19,7 +19,7 @@ from .bindings import Gradients, Normalized, Running
 
 # (dz, x, how, saved, want_dx, want_dresidual) to the gradients.
 Backward = Callable[[Tensor, Tensor, Transform, Tensor, bool, bool], Gradients]
-# One for x and one for each field of Transform, the order in which both the Function and the operator take them.
+# The gradients of x, weight, bias and residual, None where none is wanted.
 Found = tuple[Tensor | None, ...]
 
 
@@ -32,29 +32,39 @@ def needs_grad(*tensors: Tensor | None) -> bool:
     return False
 
 
-def eager(x: Tensor, how: Transform, running: Running | None = None, size: int = 0) -> Normalized:
-    """Normalize by the batch with the kernel, or by virtual batches of `size`, and move `running` if it is given."""
+def eager(x: Tensor, how: Transform, size: int = 0) -> Normalized:
+    """Normalize by the batch with the kernel, or by virtual batches of `size`."""
     if needs_grad(x, how.weight, how.bias, how.residual):
-        return Normalized(*_NormalizeByBatch.apply(x, *how, running, size))
-    return bindings.forward(x, how, running, size)
+        return Normalized(*_NormalizeByBatch.apply(x, how.weight, how.bias, how.residual, how, None, size))
+    return bindings.forward(x, how, None, size)
+
+
+def eager_and_track(x: Tensor, how: Transform, running: Running) -> tuple[Tensor, bool]:
+    """Normalize by the batch with the kernel and move `running` in place. Return z, and True if the batch is finite."""
+    if needs_grad(x, how.weight, how.bias, how.residual):
+        z, _, finite, _ = _NormalizeByBatch.apply(x, how.weight, how.bias, how.residual, how, running, 0)
+        return z, finite
+    normalized = bindings.forward(x, how, running)
+    return normalized.z, normalized.finite
 
 
 class _NormalizeByBatch(torch.autograd.Function):
     """The kernel in eager mode. Its overhead is a fifth of that of the operator below."""
 
     @staticmethod
-    def forward(ctx, x, weight, bias, eps, activation, slope, residual, running, size):
-        how = Transform(weight, bias, eps, activation, slope, residual)
+    def forward(ctx, x, _weight, _bias, _residual, how, running, size):  # autograd looks for tensors among arguments
         normalized = bindings.forward(x, how, running, size)
-        statistics = (t for t in (normalized.batch, normalized.saved) if t is not None)
-        ctx.mark_non_differentiable(*statistics)
         _save(ctx, x, how, normalized.saved, size)
         ctx.set_materialize_grads(False)
+        if running is not None:
+            return normalized.z, None, normalized.finite, None  # each output that is a tensor costs microseconds
+        ctx.mark_non_differentiable(normalized.batch, normalized.saved)
         return normalized
 
     @staticmethod
     def backward(ctx, *gradients):
-        return *_gradients(ctx, gradients[0], partial(_backward, size=ctx.size)), None, None
+        backward = partial(_backward, size=ctx.size)
+        return *_gradients(ctx, gradients[0], ctx.needs_input_grad[:4], backward), None, None, None
 
 
 def _save(ctx, x: Tensor, how: Transform, saved: Tensor, size: int = 0) -> None:
@@ -65,25 +75,26 @@ def _save(ctx, x: Tensor, how: Transform, saved: Tensor, size: int = 0) -> None:
     ctx.size = size
 
 
-def _gradients(ctx, dz: Tensor | None, backward: Backward) -> Found:
-    """Return the gradients, by `backward`, or by torch's operations if they must be differentiable themselves."""
+def _gradients(ctx, dz: Tensor | None, wanted: tuple[bool, ...], backward: Backward) -> Found:
+    """Return the wanted gradients of x, weight, bias and residual.
+
+    They are by `backward`, or by torch's operations if they must be differentiable themselves.
+    """
     if dz is None:
-        return (None,) * 7
-    wanted = [ctx.needs_input_grad[i] for i in (0, 1, 2, 6)]
+        return (None,) * 4
     x, weight, bias, residual, saved = ctx.saved_tensors
     eps, activation, slope = ctx.settings
     how = Transform(weight, bias, eps, activation, slope, residual)
     if not torch.is_grad_enabled():
         found = backward(dz, x, how, saved, wanted[0], wanted[3])
-        dx, dweight, dbias, dresidual = (t if want else None for t, want in zip(found, wanted, strict=True))
-        return dx, dweight, dbias, None, None, None, dresidual
+        return tuple(t if want else None for t, want in zip(found, wanted, strict=True))
     with torch.enable_grad():
         z = finish(fallback.normalize_by_virtual_batches(x, how, ctx.size), how)
     inputs = [t for t, want in zip((x, weight, bias, residual), wanted, strict=True) if want and t is not None]
     gradients = iter(torch.autograd.grad(z, inputs, dz, create_graph=True))
     dx, dweight, dbias = (next(gradients) if want else None for want in wanted[:3])
     dresidual = dz if residual is None else next(gradients)
-    return dx, dweight, dbias, None, None, None, dresidual if wanted[3] else None
+    return dx, dweight, dbias, dresidual if wanted[3] else None
 
 
 @torch.library.custom_op("batchnorm::normalize_by_batch", mutates_args=(), device_types="cpu")
@@ -193,7 +204,9 @@ def _set_up_context(ctx, inputs, output):
 
 
 def _operator_gradients(ctx, dz, *_):
-    return _gradients(ctx, dz, _operator_backward)
+    needs = ctx.needs_input_grad
+    dx, dweight, dbias, dresidual = _gradients(ctx, dz, (*needs[:3], needs[6]), _operator_backward)
+    return dx, dweight, dbias, None, None, None, dresidual
 
 
 def _operator_backward(

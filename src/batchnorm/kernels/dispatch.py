@@ -65,7 +65,7 @@ def normalize_with_moments(x: Tensor, how: Transform, size: int = 0) -> tuple[Te
     check_residual(x, how.residual)
     how = with_wide_affine(x, how)
     if x.numel() and kernel_supports(x, how):
-        z, _, _, saved = autograd.eager(x, how, None, size)
+        z, _, _, saved = autograd.eager(x, how, size)
         parts = zip(saved.view(-1, 2, x.size(1)), fallback.virtual_batches(len(x), size), strict=True)
         values = x.numel() // (len(x) * x.size(1))
         return z, reduce(Moments.merge, (_moments(part, how.eps, n * values) for part, n in parts))
@@ -101,8 +101,7 @@ def normalize_and_track(x: Tensor, how: Transform, running: Running) -> tuple[Te
             return finish(device.normalize_and_track(x, with_wide_affine(x, how), running), how), None
     elif _kernel_supports(x, 1, how.residual, *per_channel) and _kernel_tracks(running):
         check_batch(x, how.eps)
-        z, _, finite, _ = autograd.eager(x, how, running)
-        return z, finite
+        return autograd.eager_and_track(x, how, running)
     check_running(x, running.mean, running.var)
     z, mean, var = normalize_by_batch(x, how)
     return z, update_running(running, mean, var)
