@@ -60,7 +60,8 @@ def from_lengths(lengths: Tensor, n: int, length: int, device: torch.device) -> 
         raise BatchNormError(f"lengths must be {n} integers, one per sequence; got {came}")
     if n and (int(lengths.min()) < 0 or int(lengths.max()) > length):
         raise BatchNormError(
-            f"lengths must be from 0 to {length}, the length of the padded input; got {lengths.tolist()}"
+            f"lengths must be from 0 to {length}, the length of the padded input; got {lengths.tolist()}. "
+            "If the last axis of the input holds features, give mask."
         )
     return torch.arange(length, device=device) < lengths[:, None]
 
