@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.exc import Unsupported
 from torch._dynamo.utils import counters
 from torch.testing import assert_close
 
@@ -189,7 +190,7 @@ def test_virtual_batches_do_not_break_the_graph():
 
 
 def test_a_mask_breaks_the_graph():
-    with pytest.raises(torch._dynamo.exc.Unsupported, match="batch_norm"):
+    with pytest.raises(Unsupported, match="batch_norm"):
         fullgraph(bn.BatchNorm1d(3), torch.randn(3, 3, 5), lengths=LENGTHS)
 
 

@@ -224,7 +224,8 @@ def in_other_layers(rank: int, _group: Any) -> str:
         with pytest.raises(bn.BatchNormError, match=f"rank {rank} is not in the process group"):
             bn.synchronize(nn.Sequential(bn.BatchNorm1d(CHANNELS)), group)
         return ""
-    model = bn.synchronize(nn.Sequential(bn.BatchNorm1d(CHANNELS), bn.BatchNorm1d(CHANNELS)), group)
+    model = nn.Sequential(bn.BatchNorm1d(CHANNELS), bn.BatchNorm1d(CHANNELS))
+    bn.synchronize(model, group)
     with pytest.raises(bn.PeerError) as caught:
         model[rank - 2](torch.randn(2, CHANNELS))
     return str(caught.value)

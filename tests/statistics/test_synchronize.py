@@ -263,12 +263,12 @@ def test_a_destroyed_process_group_is_named():
 @pytest.mark.usefixtures("alone")
 def test_a_subclass_of_syncbatchnorm_keeps_its_activation():
     plain = timm.layers.BatchNormAct2d(3, act_layer=nn.SiLU)  # pyright: ignore[reportPrivateImportUsage]
-    model = bn.synchronize(timm.layers.convert_sync_batchnorm(nn.Sequential(copy.deepcopy(plain))))  # pyright: ignore[reportPrivateImportUsage]
-    assert isinstance(model[0], nn.SyncBatchNorm)
+    layer = timm.layers.convert_sync_batchnorm(copy.deepcopy(plain))  # pyright: ignore[reportPrivateImportUsage]
+    assert isinstance(layer, nn.SyncBatchNorm)
     x = torch.randn(2, 3, 4, 4)
-    assert_close(model(x), plain(x))
-    assert_close(model[0].running_var, plain.running_var)
-    assert model[0].num_batches_tracked == 1
+    assert_close(bn.synchronize(layer)(x), plain(x))
+    assert_close(layer.running_var, plain.running_var)
+    assert layer.num_batches_tracked == 1
 
 
 @pytest.mark.usefixtures("alone")

@@ -121,7 +121,7 @@ def _of_one_process(layer: _BatchNorm) -> _BatchNorm:
 @cache
 def _without_exchange(kind: type[nn.SyncBatchNorm]) -> type[nn.SyncBatchNorm]:
     # In the method resolution order `_OneProcess` comes behind a subclass, so that its `super().forward` arrives there.
-    return _OneProcess if kind is nn.SyncBatchNorm else type(kind.__name__, (kind, _OneProcess), {})
+    return _OneProcess if kind is nn.SyncBatchNorm else type(kind.__name__, (kind, _OneProcess), {})  # pyright: ignore[reportGeneralTypeIssues]
 
 
 class _Replaced(TorchFunctionMode):
