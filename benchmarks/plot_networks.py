@@ -1,0 +1,74 @@
+"""Print the tables and draw the picture of a folder of records: python benchmarks/plot_networks.py [folder]."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from operator import truediv
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+
+RECORDS = Path(__file__).parents[1] / "records" / "networks"
+SIDES = {"fused": ("bn.fuse", "#2266aa"), "compiled": ("torch.compile", "#6f7a86")}
+BOUNDS = {"no BN": ("without BN", "-"), "bare": ("without BN and activation", ":")}
+RED = "#cc4422"
+HEAD = ("network", "torch, ms", "`bn.fuse`", "`torch.compile`", "without BN", "without BN and activation", "cost left")
+
+
+def main() -> None:
+    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else RECORDS
+    records = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("N*.json"))}
+    for name, record in records.items():
+        print(f"<!-- {name} -->", table(record), "<!-- end -->", sep="\n", end="\n\n")
+    draw(records, folder / "networks.png")
+
+
+def table(record: dict[str, Any]) -> str:
+    """Return a Markdown table with one row per network."""
+    total = record["total"]
+    last = ["geometric mean", "", f"{total['times_torch']:.2f}", "", "", "", f"{total['left']:.0%} (mean)"]
+    rows = [HEAD, ["---"] * len(HEAD), *(row(name, found) for name, found in record["networks"].items()), last]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
+
+
+def row(name: str, found: dict[str, Any]) -> list[str]:
+    times = {side: f"{value:.2f}" for side, value in times_torch(found).items()}
+    cells = [times.get(side, "") for side in (*SIDES, *BOUNDS)]
+    return [name, f"{found['medians_ms']['torch']:.0f}", *cells, f"{found['left']:.0%}"]
+
+
+def times_torch(found: dict[str, Any]) -> dict[str, float]:
+    """Return how many times as fast as torch each contender is: the median over the rounds."""
+    return {side: statistics.median(map(truediv, found["ms"]["torch"], ms)) for side, ms in found["ms"].items()}
+
+
+def draw(records: dict[str, Any], picture: Path) -> None:
+    figure, axes = plt.subplots(
+        len(records), 1, squeeze=False, sharex=True, figsize=(11, 0.6 + 2.6 * len(records)), layout="constrained"
+    )
+    for axis, (name, record) in zip(axes[:, 0], records.items(), strict=True):
+        times = {network: times_torch(found) for network, found in record["networks"].items()}
+        present = [side for side in SIDES if all(side in found for found in times.values())]
+        width = 0.7 / len(present)
+        for index, side in enumerate(present):
+            label, color = SIDES[side]
+            places = [place + (index - (len(present) - 1) / 2) * width for place in range(len(times))]
+            bars = axis.bar(places, [found[side] for found in times.values()], width, color=color, label=label)
+            axis.bar_label(bars, fmt="%.2f", label_type="center", color="white", fontsize=8)
+        for side, (label, style) in BOUNDS.items():
+            left, right = [place - 0.42 for place in range(len(times))], [place + 0.42 for place in range(len(times))]
+            axis.hlines([found[side] for found in times.values()], left, right, RED, style, label=label)
+        axis.axhline(1, color="#444444", linewidth=1)
+        axis.set_xticks(range(len(times)), list(times), fontsize=8)
+        axis.set_title(name.replace("-", ", "), fontsize=10)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.set_ylabel("times torch")
+    axes[0][0].legend(ncols=4, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.12), frameon=False)
+    figure.savefig(picture, dpi=120)
+
+
+if __name__ == "__main__":
+    main()
