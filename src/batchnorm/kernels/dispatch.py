@@ -134,7 +134,7 @@ def update_running(running: Running, mean: Tensor, var: Tensor) -> bool | Tensor
         True if the batch is finite. In eager mode on the CPU it is a bool. Elsewhere it is a boolean scalar tensor, or
         None if only the device knows, so that the host need not wait for it.
     """
-    if _is_eager(*running[:2], mean, var) and not mean.is_cpu and isinstance(running.momentum, float):
+    if _is_eager(running.mean, running.var, mean, var) and not mean.is_cpu and isinstance(running.momentum, float):
         device.move_running(running.mean, running.var, running.batches_seen, mean, var, running.momentum)
         return None
     finite = _move(running, mean, var)
