@@ -1,9 +1,10 @@
 # Every target makes what it needs. PYTHON chooses the interpreter, VENV the environment.
 PYTHON ?= python3
 VENV ?= .venv
+OLDEST ?= build/oldest
 SOURCES := pyproject.toml $(wildcard CMakeLists.txt csrc/*)
 
-.PHONY: mnist inception test docs torture fuzz gpu lint bench clean
+.PHONY: mnist inception test test-oldest docs torture fuzz gpu lint bench clean
 
 mnist: $(VENV)/paper
 	$(VENV)/bin/batchnorm mnist
@@ -14,6 +15,11 @@ inception: $(VENV)/imagenet
 # A process a core: each test has one thread, and the longest take a minute.
 test: $(VENV)/lint
 	$(VENV)/bin/pytest --numprocesses auto --dist worksteal
+
+# The tests with the oldest releases that pyproject.toml names, in an environment of its own: 7 GB, with torch's GPU libraries.
+# Python 3.10 is the oldest: PYTHON=python3.10.
+test-oldest: $(OLDEST)/test
+	$(OLDEST)/bin/pytest
 
 # The documentation, as pages that open without a network: build/site/index.html.
 docs: $(VENV)/lint
@@ -64,6 +70,13 @@ bench: $(VENV)/lint
 $(VENV)/%: $(SOURCES)
 	test -x $(VENV)/bin/pip || $(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --editable '.[$*]'
+	touch $@
+
+# uv resolves to the oldest releases, which pip cannot.
+$(OLDEST)/test: $(SOURCES)
+	test -x $(OLDEST)/bin/pip || $(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet uv
+	$(OLDEST)/bin/uv pip install --quiet --python $(OLDEST)/bin/python --resolution lowest-direct --editable '.[test]'
 	touch $@
 
 clean:
