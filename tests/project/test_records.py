@@ -71,3 +71,13 @@ def test_the_trials_verdicts_and_tables(name):
     assert found.sentence in text
     for line in trial_table(found.rows, found.level, settings.score):
         assert f"| {' | '.join(line[:3])} |" in text
+
+
+@pytest.mark.parametrize(
+    ("path", "name"), [("benchmarks/bench_statistics.py", "cost"), ("tools/padded_sequences.py", "padding")]
+)
+def test_the_tables_of_statistics(monkeypatch, path, name):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")  # as for a script that is run from there
+    found = json.loads((ROOT / f"records/statistics/{name}.json").read_text())
+    table = "\n".join(script(path).table(found["records" if name == "cost" else "rows"]))
+    assert table in (ROOT / "records/statistics/README.md").read_text()
