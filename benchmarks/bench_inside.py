@@ -2,37 +2,38 @@
 
     python benchmarks/bench_inside.py resnet50 --layout NHWC --out records/networks/inside-NHWC.json
 
-Every call of BN and its activation is timed, in the forward and the backward of a training step of bench_networks.py.
-"alone" repeats each call, with its own tensors, until nothing else is in the caches. Copies are counted because a
-gradient that comes in another layout must be copied first.
+Every call of BN with its residual and activation is timed in a training step of bench_networks.py: "inside". Torch's
+calls are those of its profiler. Then each of our calls is repeated with the same tensors: "again", and "cold" if other
+memory was read in between. Copies to another layout are counted, and page faults of a step.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import resource
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from bench_networks import ACTIVATIONS, NAMES, THREADS, build, images, step
+from bench_networks import NAMES, THREADS, build, images, step
 from machine import described
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.profiler import ProfilerActivity, profile
 
 import batchnorm as bn
 from batchnorm.kernels import bindings
 
 KERNELS = ("forward", "backward")
+OTHER = 256 << 20  # bytes read between two calls, so that the caches hold nothing of the next one
 THEIRS = (
-    "aten::native_batch_norm", "aten::native_batch_norm_backward", "aten::relu", "aten::relu_", "aten::clamp_min",
-    "aten::clamp_min_", "aten::threshold_backward", "aten::hardtanh", "aten::hardtanh_", "aten::hardtanh_backward",
-    "aten::silu", "aten::silu_", "aten::silu_backward", "aten::hardswish", "aten::hardswish_",
+    "aten::add_", "aten::native_batch_norm", "aten::native_batch_norm_backward", "aten::relu", "aten::relu_",
+    "aten::clamp_min", "aten::clamp_min_", "aten::threshold_backward", "aten::hardtanh", "aten::hardtanh_",
+    "aten::hardtanh_backward", "aten::silu", "aten::silu_", "aten::silu_backward", "aten::hardswish", "aten::hardswish_",
     "aten::hardswish_backward",
 )  # fmt: skip
 
@@ -76,12 +77,13 @@ def watched(spent: Spent, keep: bool) -> Iterator[None]:
             setattr(bindings, name, original)
 
 
-def alone(kept: list[Any]) -> float:
-    """Return the seconds that all calls take, each the median of repeated calls."""
+def alone(kept: list[Any], between: Callable[[], object]) -> float:
+    """Return the seconds of all calls, each the median of five, with another call before each that is not timed."""
     total = 0.0
     for function, args, kwargs in kept:
         times = []
         for _ in range(5):
+            between()
             start = time.perf_counter()
             function(*args, **kwargs)
             times.append(time.perf_counter() - start)
@@ -96,28 +98,11 @@ def theirs(model: nn.Module, x: Tensor, labels: Tensor) -> float:
     return sum(event.self_cpu_time_total for event in found.key_averages() if event.key in THEIRS) / 1e6
 
 
-def theirs_alone(model: nn.Module, x: Tensor, labels: Tensor) -> float:
-    """Return the seconds of torch's BN and activation layers called again and again, forward and backward."""
-    calls: list[tuple[nn.Module, Tensor]] = []
-
-    def keep(layer: nn.Module, args: tuple[Tensor]) -> None:
-        calls.append((layer, args[0].detach().clone()))
-
-    layers = [layer for layer in model.modules() if isinstance(layer, (_BatchNorm, *ACTIVATIONS))]
-    hooks = [layer.register_forward_pre_hook(keep) for layer in layers]
-    step(model, x, labels, torch.float32)
-    for hook in hooks:
-        hook.remove()
-    total = 0.0
-    for layer, given in calls:
-        times, dz = [], torch.ones_like(given)
-        for _ in range(5):
-            fresh = given.requires_grad_().clone()  # the activation may write in place
-            start = time.perf_counter()
-            layer(fresh).backward(dz)
-            times.append(time.perf_counter() - start)
-        total += statistics.median(times)
-    return total
+def faults_of(run: Callable[[], object]) -> int:
+    """Return the page faults of a call: new memory that the kernel had to find and clear."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    run()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 
 def measured(name: str, layout: str, rounds: int) -> dict[str, Any]:
@@ -141,9 +126,12 @@ def measured(name: str, layout: str, rounds: int) -> dict[str, Any]:
     kept = Spent()
     with watched(kept, keep=True):
         step(fused, x, labels, torch.float32)
-    ms["ours_alone"] = 1e3 * alone(kept.kept)
-    ms["torch_alone"] = 1e3 * theirs_alone(plain, x, labels)
-    return {"ms": ms, "calls": spent.calls, "copies": spent.copies}
+    ms["ours_again"] = 1e3 * alone(kept.kept, lambda: None)
+    other = torch.zeros(OTHER // 4)
+    ms["ours_cold"] = 1e3 * alone(kept.kept, other.sum)
+    faults = {"torch": faults_of(lambda: step(plain, x, labels, torch.float32))}
+    faults["fused"] = faults_of(lambda: step(fused, x, labels, torch.float32))
+    return {"ms": ms, "calls": spent.calls, "copies": spent.copies, "page_faults": faults}
 
 
 def main() -> None:
@@ -158,9 +146,8 @@ def main() -> None:
     records = {}
     for name in given.networks or ["resnet50"]:
         records[name] = measured(name, given.layout, given.rounds)
-        print(
-            name, {key: round(value) for key, value in records[name]["ms"].items()}, records[name]["copies"], flush=True
-        )
+        ms = {key: round(value) for key, value in records[name]["ms"].items()}
+        print(f"{name}: ms {ms}, copies {records[name]['copies']}, faults {records[name]['page_faults']}", flush=True)
     if given.out:
         conditions = {"layout": given.layout, "rounds": given.rounds, **described(kept=True)}
         given.out.write_text(json.dumps({"conditions": conditions, "networks": records}, indent=1) + "\n")

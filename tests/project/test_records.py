@@ -81,3 +81,18 @@ def test_the_tables_of_statistics(monkeypatch, path, name):
     found = json.loads((ROOT / f"records/statistics/{name}.json").read_text())
     table = "\n".join(script(path).table(found["records" if name == "cost" else "rows"]))
     assert table in (ROOT / "records/statistics/README.md").read_text()
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+def test_the_tables_of_networks(monkeypatch, layout):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    record = json.loads((ROOT / f"records/networks/{layout}-float32.json").read_text())
+    assert script("benchmarks/plot_networks.py").table(record) in (ROOT / "records/networks/README.md").read_text()
+
+
+@pytest.mark.parametrize("part", ["memory", "script"])
+def test_the_memory_of_networks_and_what_two_lines_give(part):
+    lines = (ROOT / "records/networks/README.md").read_text().splitlines()
+    for name, found in json.loads((ROOT / f"records/networks/{part}.json").read_text())["networks"].items():
+        ratio = found["plain_over_changed"] if part == "script" else found["changed"][0] / found["plain"][0]
+        assert any(line.startswith(f"| {name} |") and line.endswith(f"| {ratio:.2f} |") for line in lines)
