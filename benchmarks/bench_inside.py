@@ -33,8 +33,8 @@ OTHER = 256 << 20  # bytes read between two calls, so that the caches hold nothi
 THEIRS = (
     "aten::add_", "aten::native_batch_norm", "aten::native_batch_norm_backward", "aten::relu", "aten::relu_",
     "aten::clamp_min", "aten::clamp_min_", "aten::threshold_backward", "aten::hardtanh", "aten::hardtanh_",
-    "aten::hardtanh_backward", "aten::silu", "aten::silu_", "aten::silu_backward", "aten::hardswish", "aten::hardswish_",
-    "aten::hardswish_backward",
+    "aten::hardtanh_backward", "aten::silu", "aten::silu_", "aten::silu_backward", "aten::hardswish",
+    "aten::hardswish_", "aten::hardswish_backward",
 )  # fmt: skip
 
 
