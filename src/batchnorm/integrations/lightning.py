@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
-
-from torch import nn
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
@@ -14,12 +11,10 @@ try:
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError("batchnorm.integrations.lightning needs Lightning: pip install lightning") from error
 
-from ..diagnosis.examination import Loss
-from ..diagnosis.result import DoctorResult
 from .upkeep import Upkeep
 
 
-class BatchNormCallback(Callback):
+class BatchNormCallback(Upkeep, Callback):
     """Recalibrate the network, in place, before each validation and checkpoint, and examine it at the end of `fit`.
 
     So a validation, and whoever loads a checkpoint, has the population statistics of the weights (Alg. 2, line 10), not
@@ -45,37 +40,26 @@ class BatchNormCallback(Callback):
         True
     """
 
-    result: DoctorResult | None = None
-
-    def __init__(
-        self,
-        batches: int = 20,
-        *,
-        forward: Callable[[nn.Module, Any], object] | None = None,
-        loss: Loss | None = None,
-    ) -> None:
-        self._upkeep = Upkeep(batches, forward, loss)
-
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse a network without BN."""
-        self._upkeep.begin(pl_module)
+        self._begin(pl_module)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Recalibrate before a validation within `fit`."""
         if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
-            self._recalibrate(trainer, pl_module)
+            self._on_loader(trainer, pl_module)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Recalibrate before a checkpoint is written: it holds the same tensors."""
-        self._recalibrate(trainer, pl_module)
+        self._on_loader(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Recalibrate the network that leaves the training, and examine it."""
-        self._recalibrate(trainer, pl_module)
+        self._on_loader(trainer, pl_module)
         if trainer.train_dataloader is not None:
-            self.result = self._upkeep.examine(pl_module, trainer.train_dataloader)
+            self._examine(pl_module, trainer.train_dataloader)
             rank_zero_info(str(self.result))
 
-    def _recalibrate(self, trainer: Trainer, module: LightningModule) -> None:
+    def _on_loader(self, trainer: Trainer, module: LightningModule) -> None:
         if trainer.train_dataloader is not None:
-            self._upkeep.recalibrate(module, trainer.train_dataloader, trainer.global_step)
+            self._recalibrate(module, trainer.train_dataloader, trainer.global_step)

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from typing import Any
-
-from torch import nn
-from torch.utils.data import DataLoader
 
 try:
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -16,14 +12,12 @@ except ModuleNotFoundError as error:
         "batchnorm.integrations.transformers needs Transformers: pip install 'transformers[torch]'"
     ) from error
 
-from ..diagnosis.examination import Loss
-from ..diagnosis.result import DoctorResult
 from .upkeep import Upkeep
 
 _logger = logging.getLogger(__name__)
 
 
-class BatchNormCallback(TrainerCallback):
+class BatchNormCallback(Upkeep, TrainerCallback):
     """Recalibrate the network, in place, before each evaluation and save, and examine it at the end of `train`.
 
     So an evaluation, and whoever loads a checkpoint, has the population statistics of the weights (Alg. 2, line 10),
@@ -49,27 +43,16 @@ class BatchNormCallback(TrainerCallback):
         True
     """
 
-    result: DoctorResult | None = None
-
-    def __init__(
-        self,
-        batches: int = 20,
-        *,
-        forward: Callable[[nn.Module, Any], object] | None = None,
-        loss: Loss | None = None,
-    ) -> None:
-        self._upkeep = Upkeep(batches, forward, loss)
-
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Refuse a network without BN."""
-        self._upkeep.begin(kwargs["model"])
+        self._begin(kwargs["model"])
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Recalibrate if an evaluation or a save follows the step."""
         if control.should_evaluate or control.should_save:
-            self._recalibrate(state, **kwargs)
+            self._recalibrate(kwargs["model"], kwargs["train_dataloader"], state.global_step)
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -81,9 +64,6 @@ class BatchNormCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Recalibrate the network that leaves the training, and examine it."""
-        self._recalibrate(state, **kwargs)
-        self.result = self._upkeep.examine(kwargs["model"], kwargs["train_dataloader"])
+        self._recalibrate(kwargs["model"], kwargs["train_dataloader"], state.global_step)
+        self._examine(kwargs["model"], kwargs["train_dataloader"])
         _logger.info("%s", self.result)
-
-    def _recalibrate(self, state: TrainerState, model: nn.Module, train_dataloader: DataLoader[Any], **_: Any) -> None:
-        self._upkeep.recalibrate(model, train_dataloader, state.global_step)

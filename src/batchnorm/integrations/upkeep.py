@@ -21,7 +21,7 @@ from ..errors import BatchNormError
 
 
 class Upkeep:
-    """Recalibrate a network in training at most once a step, and examine it at the end.
+    """What the callbacks share: recalibrate a network in training at most once a step, and examine it at the end.
 
     Arguments:
         batches: how many batches of the training loader to use, each time from the start of an epoch.
@@ -29,19 +29,27 @@ class Upkeep:
         loss: as `doctor` takes it.
     """
 
-    def __init__(self, batches: int, forward: Callable[[nn.Module, Any], object] | None, loss: Loss | None) -> None:
+    result: DoctorResult | None = None  # of the last examination
+
+    def __init__(
+        self,
+        batches: int = 20,
+        *,
+        forward: Callable[[nn.Module, Any], object] | None = None,
+        loss: Loss | None = None,
+    ) -> None:
         if batches < 1:
             raise BatchNormError(f"batches must be 1 or more, the number to recalibrate on; got {batches}")
         self._batches, self._forward, self._loss = batches, forward, loss
         self._step: int | None = None
 
-    def begin(self, model: nn.Module) -> None:
+    def _begin(self, model: nn.Module) -> None:
         """Raise BatchNormError if the network has no BN layer: now, and not after an epoch."""
         self._step = None
         if not any(isinstance(layer, _BatchNorm) for layer in model.modules()):
             raise BatchNormError(f"{type(model).__name__} has no BatchNorm layer: leave this callback out")
 
-    def recalibrate(self, model: nn.Module, loader: Iterable[Any], step: int) -> None:
+    def _recalibrate(self, model: nn.Module, loader: Iterable[Any], step: int) -> None:
         """Replace the running statistics, in place, unless this step has done so or all of them are frozen."""
         layers = [
             layer for layer in model.modules() if isinstance(layer, _BatchNorm) and layer.running_mean is not None
@@ -52,10 +60,10 @@ class Upkeep:
             recalibrate(model, batches, forward=self._forward)
         self._step = step
 
-    def examine(self, model: nn.Module, loader: Iterable[Any]) -> DoctorResult:
-        """Return what the doctor says about the network."""
+    def _examine(self, model: nn.Module, loader: Iterable[Any]) -> None:
+        """Keep what the doctor says about the network as `result`."""
         with training_batches(loader, self._batches) as batches:
-            return doctor(model, batches, loss=self._loss)
+            self.result = doctor(model, batches, loss=self._loss)
 
 
 @contextmanager
