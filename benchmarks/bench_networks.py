@@ -196,8 +196,7 @@ def measure_steps(options: argparse.Namespace) -> dict[str, Any]:
 
 def summarized(ms: dict[str, list[float]]) -> dict[str, Any]:
     medians = {side: statistics.median(values) for side, values in ms.items()}
-    # Of the rounds: other users of the machine slow all contenders of a round down, and no ratio of medians is safe.
-    times = {side: statistics.median(map(truediv, ms["torch"], values)) for side, values in ms.items()}
+    times = times_torch(ms)
     return {
         "times_torch": times["fused"],
         "bound_no_bn": times["no BN"],
@@ -206,6 +205,14 @@ def summarized(ms: dict[str, list[float]]) -> dict[str, Any]:
         "medians_ms": medians,
         "ms": ms,
     }
+
+
+def times_torch(ms: dict[str, list[float]]) -> dict[str, float]:
+    """Return how many times as fast as torch each contender is: the median of the rounds' ratios.
+
+    Other users of the machine slow all contenders of a round down, so no ratio of medians is safe.
+    """
+    return {side: statistics.median(map(truediv, ms["torch"], values)) for side, values in ms.items()}
 
 
 def line(record: dict[str, Any]) -> str:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import statistics
 import sys
-from operator import truediv
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+from bench_networks import times_torch
 
 RECORDS = Path(__file__).parents[1] / "records" / "networks"
 SIDES = {"fused": ("bn.fuse", "#2266aa"), "compiled": ("torch.compile", "#6f7a86")}
@@ -35,14 +34,9 @@ def table(record: dict[str, Any]) -> str:
 
 
 def row(name: str, found: dict[str, Any]) -> list[str]:
-    times = {side: f"{value:.2f}" for side, value in times_torch(found).items()}
+    times = {side: f"{value:.2f}" for side, value in times_torch(found["ms"]).items()}
     cells = [times.get(side, "") for side in (*SIDES, *BOUNDS)]
     return [name, f"{found['medians_ms']['torch']:.0f}", *cells, f"{found['left']:.0%}"]
-
-
-def times_torch(found: dict[str, Any]) -> dict[str, float]:
-    """Return how many times as fast as torch each contender is: the median over the rounds."""
-    return {side: statistics.median(map(truediv, found["ms"]["torch"], ms)) for side, ms in found["ms"].items()}
 
 
 def draw(records: dict[str, Any], picture: Path) -> None:
@@ -50,7 +44,7 @@ def draw(records: dict[str, Any], picture: Path) -> None:
         len(records), 1, squeeze=False, sharex=True, figsize=(11, 0.6 + 2.6 * len(records)), layout="constrained"
     )
     for axis, (name, record) in zip(axes[:, 0], records.items(), strict=True):
-        times = {network: times_torch(found) for network, found in record["networks"].items()}
+        times = {network: times_torch(found["ms"]) for network, found in record["networks"].items()}
         present = [side for side in SIDES if all(side in found for found in times.values())]
         width = 0.7 / len(present)
         for index, side in enumerate(present):
