@@ -12,7 +12,7 @@ mnist: $(VENV)/paper
 inception: $(VENV)/imagenet
 	$(VENV)/bin/batchnorm inception all --data fashion
 
-# A process a core: each test has one thread, and the longest take a minute.
+# A process a core, since each test has one thread.
 test: $(VENV)/lint
 	$(VENV)/bin/pytest --numprocesses auto --dist worksteal
 
