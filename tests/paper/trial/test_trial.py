@@ -16,7 +16,7 @@ from batchnorm.paper.training.rows import read_rows
 from batchnorm.paper.trial.config import TrialConfig
 from batchnorm.paper.trial.contenders import Networks
 from batchnorm.paper.trial.data import read_data
-from batchnorm.paper.trial.experiment import jobs, run_trial
+from batchnorm.paper.trial.experiment import ContenderTraining, jobs, run_trial
 from batchnorm.paper.trial.prepare import Given, Names, create, prepare
 
 TINY = TrialConfig(lr=0.01, steps=4, seeds=2, eval_every=2)
@@ -164,6 +164,22 @@ def test_training_is_that_of_a_plain_pytorch_loop(tmp_path):
         wanted = torch.stack([nn.functional.mse_loss(model(x), y) for x, y in data.held_out]).mean().item()
     (row,) = [row for row in records(found.folder) if (row["arm"], row["times"], row["step"]) == ("plain", 1.0, 6)]
     assert row["score"] == pytest.approx(wanted, rel=1e-6)  # the same arithmetic, in float32
+
+
+def test_the_recipe_is_for_the_network_with_bn_alone():
+    """A fifth of the weight decay, and 4 % less of the rate 6 times as often (Sec. 4.2.1)."""
+    config = TrialConfig(lr=0.02, steps=7, seeds=1, weight_decay=0.1, decay_every=12, recipe=True)
+    subject, settings = prepared(config=config)
+    found = {}
+    for job in jobs(settings):
+        training = ContenderTraining(subject, job, settings)
+        for step in range(5):
+            training.update(step)
+        (group,) = training.optimizer.param_groups
+        found[job.contender.arm, job.contender.times] = group["lr"], group["weight_decay"]
+    rates = {"plain": (0.02, 0.1), "bn": (0.02 * 0.96**2, 0.02)}
+    wanted = {(arm, times): (times * rates[arm][0], rates[arm][1]) for arm, times in found}
+    assert found == {key: pytest.approx(value) for key, value in wanted.items()}
 
 
 def records(folder):

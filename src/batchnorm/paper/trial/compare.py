@@ -31,6 +31,8 @@ def trial(
     optimizer: Optimizer = TrialConfig.optimizer,
     momentum: float = TrialConfig.momentum,
     weight_decay: float = TrialConfig.weight_decay,
+    decay_every: float = TrialConfig.decay_every,
+    recipe: bool = TrialConfig.recipe,
     remove: Removable | Collection[Removable] = (),
     out: Path | str | None = None,
     resume: Path | str | None = None,
@@ -62,7 +64,10 @@ def trial(
         eval_every: steps between two measurements.
         optimizer: "sgd" or "adamw".
         momentum: of sgd.
-        weight_decay: of all contenders.
+        weight_decay: of all contenders, but see `recipe`.
+        decay_every: steps between two decays of the learning rate by 4 %, but see `recipe`. 0 keeps it constant.
+        recipe: give the network with BN the rest of the paper's recipe (Sec. 4.2.1): a fifth of `weight_decay`, and a
+            decay of the learning rate that is 6 times as fast.
         remove: what inserting BN removes: "dropout", "lrn" or both (Sec. 4.2.1).
         out: a new folder. By default runs/trial-1, or the next free number.
         resume: the folder of a trial to continue, in place of `out`.
@@ -96,7 +101,9 @@ def trial(
             raise
         raise BatchNormError(f"bn.trial needs {error.name}. Install it with: pip install 'batchnorm[paper]'") from error
     removed = (remove,) if isinstance(remove, str) else tuple(remove)
-    config = TrialConfig(lr, steps, seeds, eval_every, optimizer, momentum, weight_decay, removed)
+    config = TrialConfig(
+        *(lr, steps, seeds, eval_every, optimizer, momentum), weight_decay, decay_every, recipe, removed
+    )
     given = Given(network, batches, eval_batches, loss, metric)
     return run_from_python(given, config, _path(out), _path(resume), progress)
 

@@ -16,6 +16,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ...algorithm2.freeze import statistics_frozen
 from ...algorithm2.recalibrate import recalibrate
 from ...errors import BatchNormError
+from ..inception.recipe import accelerate
+from ..inception.variants import DECAY
 from ..training.checkpoint import Checkpoint, load_tensors
 from ..training.loop import train
 from ..training.rows import Row
@@ -65,17 +67,25 @@ class ContenderTraining:
         self._subject, self._job = subject, job
         self._has_statistics = job.contender.arm == "bn" and any(map(_has_statistics, self.model.modules()))
         parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        self.optimizer = _optimizer(config, parameters, job.contender.lr)
+        own = accelerate(config, times=1) if config.recipe and job.contender.arm == "bn" else config
+        self.decay_every = own.decay_every
+        self.optimizer = _optimizer(own, parameters, job.contender.lr)
 
     def update(self, step: int) -> Tensor:
         """Train on mini-batch `step` and return its loss."""
         batch = self._subject.data.batch(self._job.seed, step)
         seed_generators(_combined(self._job.seed, step))  # Dropout draws from it
+        self.optimizer.param_groups[0]["lr"] = self.rate(step)
         self.optimizer.zero_grad()
         loss = self._subject.scoring.loss_of(self.model, batch)
         loss.backward()
         self.optimizer.step()
         return loss.detach()
+
+    def rate(self, step: int) -> float:
+        """Return the learning rate of a step: 4 % less after each `decay_every`."""
+        decays = int(step / self.decay_every + 1e-9) if self.decay_every else 0  # 4 / (8 / 6) rounds to just below 3
+        return self._job.contender.lr * DECAY**decays
 
     def measure(self) -> Row:
         """Measure the network on the held-out batches, by population statistics of training batches."""
