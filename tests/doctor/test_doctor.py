@@ -109,6 +109,17 @@ def test_wrappers_are_opened():
     assert [row.name for row in result.rows] == ["1", "4", "7"]
 
 
+@pytest.mark.parametrize("layer", [nn.BatchNorm1d(2, momentum=0.9), bn.BatchNorm1d(2, momentum=0.9)])
+@pytest.mark.parametrize("training", [True, False])
+def test_a_bare_layer_is_named_by_its_class(layer, training):
+    batches = [torch.randn(32, 2) + 9 for _ in range(3)]
+    result = bn.doctor(layer.train(training), batches, optimizer=torch.optim.SGD(layer.parameters(), 0.1, 0, 0, 0.1))
+    assert {finding.layers for finding in result.findings} <= {("BatchNorm1d",), ()}
+    assert [row.name for row in result.rows] == ["BatchNorm1d"]
+    assert {"stale statistics", "momentum", "weight decay"} <= {finding.check for finding in result.findings}
+    assert all("BatchNorm1d" in finding.evidence for finding in result.findings)
+
+
 def test_frozen_layers_are_not_compared_with_the_data():
     """A network that trains with frozen statistics is the same in eval: nothing to mend."""
     patient = recalibrated("plain")

@@ -92,7 +92,7 @@ def doctor(
     """
     check_module(model)
     check_batches(batches)
-    given = _unwrapped(model)
+    given = _with_a_name(_unwrapped(model))
     _layers(given)
     working = copied(given)
     layers = _layers(working)
@@ -124,6 +124,17 @@ def _unwrapped(model: nn.Module) -> nn.Module:
         assert isinstance(inner, nn.Module)
         model = inner
     return model
+
+
+def _with_a_name(model: nn.Module) -> nn.Module:
+    """Return the network. A bare BN layer has no name in itself: return a network that holds it, named by its class."""
+    if not isinstance(model, _BatchNorm):
+        return model
+    name = type(model).__name__
+    alone = type(name, (nn.Sequential,), {})()  # messages name the class of the network
+    alone.add_module(name, model)
+    alone.training = model.training
+    return alone
 
 
 def _layers(model: nn.Module) -> dict[str, _BatchNorm]:

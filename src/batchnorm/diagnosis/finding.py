@@ -17,7 +17,8 @@ class Finding:
         check: what was looked for, such as "stale statistics". docs/doctor.md has the list.
         severity: "error" if results are wrong; "warning" if they are likely to be, or the next training step will
             spoil them; "note" for a fact that may be meant so.
-        layers: the names of the layers, the worst or the first one first. Empty for the network as a whole.
+        layers: the names of the layers, the worst or the first one first. Empty for the network as a whole. A bare BN
+            layer is named by its class.
         evidence: what was measured, with numbers.
         reason: why that is wrong.
         remedy: the one call or edit that mends it.
