@@ -273,6 +273,37 @@ def a_leak_beside_an_input_of_another_size():
     yield Case(model, batches)
 
 
+def detected(inner: nn.Module, images: list[torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+    """Take images of several sizes as detection networks do, and return a dict an image, of as many boxes as it has."""
+    square = torch.stack([F.interpolate(image[None], 8)[0] for image in images])
+    return [{"boxes": found[:, found[0] > 0].T} for found in inner(square).flatten(2)]
+
+
+def pictures_in_lists(seed: int, count: int = 4) -> list[Any]:
+    """Return batches of ([picture, ...], targets), each picture of another width."""
+    generator = torch.Generator().manual_seed(seed)
+    return [([torch.randn(3, 8, 8 + n, generator=generator) for n in range(5)], [{}] * 5) for _ in range(count)]
+
+
+@fault("leak", "error")
+def a_leak_between_the_images_of_a_list():
+    layers = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1))
+    model = Lambda(detected, calibrated(layers, [torch.randn(8, 3, 8, 8)])).eval()
+    layers[1] = nn.BatchNorm2d(4, track_running_stats=False)
+    yield Case(model, pictures_in_lists(3), ("inner.1",))
+    layers[1] = nn.BatchNorm2d(4).eval()
+    yield Case(model, pictures_in_lists(3))
+
+
+@fault("leak", "error")
+def a_leak_beside_a_list_of_two_inputs():
+    batches = [([x, x * 2], labels) for x, labels in rows(3)]
+    model = Lambda(lambda inner, pair: inner(pair[0] + pair[1]) - pair[0].mean(), calibrated(mlp())).eval()
+    yield Case(model, batches)
+    model.function = lambda inner, pair: inner(pair[0] + pair[1])
+    yield Case(model, batches)
+
+
 @healthy
 def sequences_with_the_length_in_front():
     class Recurrent(nn.Module):
@@ -375,6 +406,21 @@ def test_a_bias_that_is_not_one_number_per_channel_is_not_redundant():
     model = nn.Sequential(nn.Linear(6, 36), nn.Unflatten(1, (4, 3, 3)), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1))
     checks = [finding.check for finding in bn.doctor(calibrated(model), rows(3)).findings]
     assert "redundant bias" not in checks
+
+
+def test_a_network_that_wants_targets_in_training_is_examined_without_noise():
+    """Torchvision's detection networks raise without targets."""
+
+    class Detector(Lambda):
+        def forward(self, images):
+            assert not self.training, "targets should not be none"
+            return super().forward(images)
+
+    layers = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1))
+    model = Detector(detected, calibrated(layers, [torch.randn(8, 3, 8, 8)])).eval()
+    result = bn.doctor(model, pictures_in_lists(3))
+    assert any(line.startswith("Noise in training was not examined: Detector does not") for line in result.unexamined)
+    assert any(line.startswith("A training step was not examined") for line in result.unexamined)
 
 
 def test_steps_that_the_optimizer_does_not_count_are_told():

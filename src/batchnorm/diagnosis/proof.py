@@ -109,8 +109,14 @@ def _squares(before: Any, after: Any, training: Any) -> Tensor:
     """
     total = torch.zeros(3, dtype=torch.float64)
     for one, two, three in zip(*(pytree.tree_leaves(each) for each in (before, after, training)), strict=False):
-        if isinstance(three, Tensor) and three.is_floating_point() and three.dim() and one.shape == three.shape:
+        if _comparable(one, two, three):
             one, two, three = (each.detach().double().cpu() for each in (one, two, three))
             spread = (three - (three.mean(0) if len(three) > 1 else three.mean())).square().sum()
             total += torch.stack([(one - three).square().sum(), (two - three).square().sum(), spread])
     return total
+
+
+def _comparable(one: Any, two: Any, three: Any) -> bool:
+    """Return True for three tensors of numbers of one shape. Detections are some more or fewer in each."""
+    same = all(isinstance(each, Tensor) and each.is_floating_point() for each in (one, two, three))
+    return same and bool(three.dim()) and one.shape == two.shape == three.shape

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -50,8 +50,9 @@ def leak(e: Examination) -> Iterator[Finding]:
     compare the outputs of the others, with the same random numbers. Threshold: 1e-4 of the largest output; the same
     calls on the same values round alike. The first module whose output changes is named.
 
-    Sequences of the shape (length, N, ...) have no examples on axis 0. So a BN layer must get as many examples as axis
-    0 has, or else the outputs must follow when the examples change places.
+    Examples are the items of a list, as detection networks take it, or the rows of the inputs. Sequences of the shape
+    (length, N, ...) have no examples on axis 0. So a BN layer must get as many examples as there are, or else the
+    outputs must follow when the examples change places.
     """
     found = _try(e)
     if found is None or not found[0] > SAME:
@@ -85,18 +86,28 @@ def _change(e: Examination, batch: Any) -> tuple[float, str]:
     for layer in model.modules():
         if e.model.training:
             layer.training = False
-    examples, one, two = _pair(inputs_of(batch))
+    for given in _readings(inputs_of(batch)):
+        found, layers = _compare(model, batch, given)
+        if layers & e.layers.keys() or _follows(model, batch, given):
+            return found
+    raise BatchNormError("neither axis 0 nor a list of the input holds two examples or more")
+
+
+def _compare(model: nn.Module, batch: Any, given: Inputs) -> tuple[tuple[float, str], set[str]]:
+    """Return the change of the other outputs and the first module where they change, and all that get the examples."""
     seen: list[tuple[str, list[Tensor]]] = []
-    for name, layer in model.named_modules():
-        if isinstance(layer, _BatchNorm) or not any(layer.children()):
-            layer.register_forward_hook(partial(_keep, seen, name, examples))
-    first = _others(_run(model, with_inputs(batch, one)), examples)
+    hooks = [
+        layer.register_forward_hook(partial(_keep, seen, name, given))
+        for name, layer in model.named_modules()
+        if isinstance(layer, _BatchNorm) or not any(layer.children())
+    ]
+    first = given.others(_run(model, with_inputs(batch, given.inputs)))
     kept, seen[:] = list(seen), []
-    second = _others(_run(model, with_inputs(batch, two)), examples)
+    second = given.others(_run(model, with_inputs(batch, given.with_another_first())))
+    for hook in hooks:
+        hook.remove()
     changed = [n for (n, a), (m, b) in zip(kept, seen, strict=False) if n == m and largest_error(b, a) > SAME]
-    if not any(name in e.layers and found for name, found in kept) and not _follows(model, batch, one, examples):
-        raise BatchNormError("axis 0 of the input does not hold examples")
-    return largest_error(second, first), (changed or [""])[0]
+    return (largest_error(second, first), (changed or [""])[0]), {name for name, found in kept if found}
 
 
 @torch.no_grad()
@@ -106,41 +117,66 @@ def _run(model: nn.Module, batch: Any) -> Any:
         return run(model, batch)
 
 
-def _follows(model: nn.Module, batch: Any, inputs: Any, examples: int) -> bool:
+def _follows(model: nn.Module, batch: Any, given: Inputs) -> bool:
     """Return True if the outputs change places as the examples do."""
-    turned = pytree.tree_map_only(Tensor, lambda x: x.flip(0) if _holds(x, examples) else x, inputs)
-    before, after = (_of(_run(model, with_inputs(batch, each)), examples) for each in (inputs, turned))
-    return not largest_error([x.flip(0) for x in after], before) > SAME
+    before, after = (_run(model, with_inputs(batch, each)) for each in (given.inputs, given.turned()))
+    wanted = given.numbers(before, range(given.size))
+    return bool(wanted) and not largest_error(given.numbers(after, range(given.size)[::-1]), wanted) > SAME
 
 
-def _pair(inputs: Any) -> tuple[int, Any, Any]:
-    """Return the number of examples, the inputs cut to `EXAMPLES`, and the same with another first example."""
+class Inputs(NamedTuple):
+    """Hold the inputs of a batch, cut to `size` examples: the items of a list, or the rows of tensors."""
+
+    inputs: Any
+    size: int
+    listed: bool
+
+    def with_another_first(self) -> Any:
+        """Return the inputs with another first example."""
+        if self.listed:
+            return [_another(*self.inputs[:2]), *self.inputs[1:]]
+        return self._map(lambda x: torch.cat([_another(x[:1], x[1:2]), x[1:]]))
+
+    def turned(self) -> Any:
+        """Return the inputs with the examples in the other order."""
+        return self.inputs[::-1] if self.listed else self._map(lambda x: x.flip(0))
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Any:
+        return pytree.tree_map_only(Tensor, lambda x: change(x) if _holds(x, self.size) else x, self.inputs)
+
+    def others(self, output: Any) -> list[Tensor]:
+        """Return the numbers of all examples but the first in an output."""
+        return self.numbers(output, range(1, self.size))
+
+    def numbers(self, output: Any, places: range) -> list[Tensor]:
+        """Return the numbers of the examples at some places in an output. A list in mostly gives a list out."""
+        if self.listed and isinstance(output, list) and len(output) == self.size:
+            return numbers_in([output[place] for place in places])
+        return [x[list(places)] for x in numbers_in(output) if _holds(x, self.size)]
+
+
+def _readings(inputs: Any) -> Iterator[Inputs]:
+    """Yield the ways to find two examples or more: the items of a list, the rows of the largest tensor."""
+    if isinstance(inputs, list | tuple) and len(inputs) > 1:
+        items = list(inputs)[:EXAMPLES]
+        yield Inputs(items, len(items), listed=True)
     tensors = [x for x in pytree.tree_leaves(inputs) if isinstance(x, Tensor) and x.dim()]
     total = len(max(tensors, key=Tensor.numel, default=torch.empty(0)))
-    if isinstance(inputs, list | tuple) or total < 2:
-        raise BatchNormError("it takes a batch of tensors with two examples or more")
-    examples = min(total, EXAMPLES)
-    one = pytree.tree_map_only(Tensor, lambda x: x[:examples] if _holds(x, total) else x, inputs)
-    two = pytree.tree_map_only(Tensor, lambda x: _with_another_first(x) if _holds(x, examples) else x, one)
-    return examples, one, two
+    if total > 1:
+        size = min(total, EXAMPLES)
+        rows = pytree.tree_map_only(Tensor, lambda x: x[:size] if _holds(x, total) else x, inputs)
+        yield Inputs(rows, size, listed=False)
 
 
-def _holds(x: Tensor, examples: int) -> bool:
-    return x.dim() > 0 and len(x) == examples
+def _holds(x: Tensor, size: int) -> bool:
+    return x.dim() > 0 and len(x) == size
 
 
-def _with_another_first(x: Tensor) -> Tensor:
-    other = x[:1] * 1.5 + 1 if x.is_floating_point() else x[1:2]
-    return torch.cat([other, x[1:]])
+def _another(x: Tensor, neighbor: Tensor) -> Tensor:
+    return x * 1.5 + 1 if x.is_floating_point() else neighbor
 
 
-def _others(output: Any, examples: int) -> list[Tensor]:
-    return [x[1:].clone() for x in _of(output, examples)]
-
-
-def _of(output: Any, examples: int) -> list[Tensor]:
-    return [x for x in numbers_in(output) if _holds(x, examples)]
-
-
-def _keep(seen: list[tuple[str, Any]], name: str, examples: int, _layer: nn.Module, _args: Any, output: Any) -> None:
-    seen.append((name, _others(output, examples)))
+def _keep(
+    seen: list[tuple[str, list[Tensor]]], name: str, given: Inputs, _layer: nn.Module, _args: Any, output: Any
+) -> None:
+    seen.append((name, [x.clone() for x in given.others(output)]))

@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from ...algorithm2.observation import on_batch_statistics
+from ...errors import BatchNormError, first_line
 from ...graph.compare import copied
 from ...graph.network import Network
 from ...graph.ops import FUSIBLE, IDENTITIES_IN_EVAL, MOVES, RESHAPES
@@ -94,7 +95,7 @@ def dropout_before(e: Examination) -> Iterator[Finding]:
     quiet = _stds(e, lambda _layer: False)
     by_dropout = _ratios(e, quiet, _stds(e, lambda layer: isinstance(layer, _DropoutNd))) if dropouts else {}
     strong = {name: ratio for name, ratio in by_dropout.items() if max(ratio, 1 / ratio) > STRONG}
-    by_any = by_dropout or _ratios(e, quiet, _stds(e, lambda _layer: True))
+    by_any = by_dropout or _by_any_noise(e, quiet)
     slight = {name: ratio for name, ratio in by_any.items() if name not in strong}
     levels: tuple[tuple[Severity, dict[str, float]], ...] = (("warning", strong), ("note", slight))
     for severity, found in levels:
@@ -106,6 +107,15 @@ def dropout_before(e: Examination) -> Iterator[Finding]:
             reason = "Dropout and other noise add variance in training; eval normalizes by statistics of another input"
             remedy = "move Dropout behind the last BN; or bn.recalibrate(model, batches), which keeps Dropout off"
             yield Finding("dropout before BN", severity, tuple(found), evidence, reason, remedy)
+
+
+def _by_any_noise(e: Examination, quiet: dict[str, Tensor]) -> dict[str, float]:
+    """Return the ratios with all of the network in training mode, where detection networks want targets too."""
+    try:
+        return _ratios(e, quiet, _stds(e, lambda _layer: True))
+    except BatchNormError as error:
+        e.unexamined.append(f"Noise in training was not examined: {first_line(error)}")
+        return {}
 
 
 def _stds(e: Examination, on: Any) -> dict[str, Tensor]:
