@@ -170,6 +170,17 @@ def a_time_stamp_that_float32_rounds():
 # Counting and freezing
 
 
+@fault("counted twice")
+def micro_batches_under_sgd_with_its_steps_written_into_it():
+    model = calibrated(mlp())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer.param_groups[0]["step"] = 10
+    count(model, {"1": 40, "4": 40})
+    yield Case(model, rows(3), ("1", "4"), {"optimizer": optimizer})
+    count(model, {"1": 10, "4": 10})
+    yield Case(model, rows(3), (), {"optimizer": optimizer})
+
+
 @fault("counted twice", "note")
 def forwards_without_a_step():
     model = calibrated(mlp())
@@ -426,4 +437,7 @@ def test_a_network_that_wants_targets_in_training_is_examined_without_noise():
 def test_steps_that_the_optimizer_does_not_count_are_told():
     model = calibrated(mlp())
     result = bn.doctor(model, rows(3), optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
-    assert result.unexamined == ("Batches per step were not examined: SGD does not count its steps, or has made none.",)
+    assert result.unexamined == (
+        "Batches per step were not examined: SGD does not count its steps, or has made none. Write them into it: "
+        'optimizer.param_groups[0]["step"] = steps',
+    )

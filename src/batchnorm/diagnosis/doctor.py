@@ -69,7 +69,7 @@ def doctor(
             tuple, or else the whole batch. With it the proof is in units of the loss.
         eval_batches: batches of the evaluation set, to find a shift between the two.
         optimizer: the optimizer of the training. Its steps are compared with the batches that the layers counted, and
-            its weight decay is looked at.
+            its weight decay is looked at. SGD does not count: write its steps into `optimizer.param_groups[0]["step"]`.
         progress: True shows the batches on stderr. A function is called as `progress(done, total)`.
 
     Returns:

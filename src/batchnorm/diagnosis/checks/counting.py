@@ -38,6 +38,9 @@ def counted_twice(e: Examination) -> Iterator[Finding]:
     the optimizer knows its steps (Adam and its kin), the counts so far are compared with them: a multiple, to within
     0.02, means micro-batches or other forwards in training mode. Any other ratio above 1 is a note, because a network
     that was trained before has one too. The layers are compared with each other: exact multiples are a warning.
+
+    Limit: SGD keeps no count, and nothing else in a network tells micro-batches from batches. So they are seen under SGD
+    only if the caller writes the steps into `optimizer.param_groups[0]["step"]`.
     """
     step = _step(e)
     if step is not None:
@@ -104,7 +107,10 @@ def _against_optimizer(e: Examination) -> Iterator[Finding]:
     steps = max((int(each["step"]) for each in known if each.get("step") is not None), default=0)
     if not steps:
         name = type(e.optimizer).__name__
-        e.unexamined.append(f"Batches per step were not examined: {name} does not count its steps, or has made none.")
+        e.unexamined.append(
+            f"Batches per step were not examined: {name} does not count its steps, or has made none. Write them into it: "
+            'optimizer.param_groups[0]["step"] = steps'
+        )
         return
     counted = {name: _count(layer) / steps for name, layer in e.layers.items() if name not in e.kept}
     more = {name: ratio for name, ratio in counted.items() if ratio > 1 + NEAR}
