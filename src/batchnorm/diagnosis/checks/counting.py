@@ -39,8 +39,8 @@ def counted_twice(e: Examination) -> Iterator[Finding]:
     0.02, means micro-batches or other forwards in training mode. Any other ratio above 1 is a note, because a network
     that was trained before has one too. The layers are compared with each other: exact multiples are a warning.
 
-    Limit: SGD keeps no count, and nothing else in a network tells micro-batches from batches. So they are seen under SGD
-    only if the caller writes the steps into `optimizer.param_groups[0]["step"]`.
+    Limit: SGD keeps no count, and nothing else in a network tells micro-batches from batches. So they are seen under
+    SGD only if the caller writes the steps into `optimizer.param_groups[0]["step"]`.
     """
     step = _step(e)
     if step is not None:
@@ -108,8 +108,8 @@ def _against_optimizer(e: Examination) -> Iterator[Finding]:
     if not steps:
         name = type(e.optimizer).__name__
         e.unexamined.append(
-            f"Batches per step were not examined: {name} does not count its steps, or has made none. Write them into it: "
-            'optimizer.param_groups[0]["step"] = steps'
+            f"Batches per step were not examined: {name} does not count its steps, or has made none. Write them into "
+            'it: optimizer.param_groups[0]["step"] = steps'
         )
         return
     counted = {name: _count(layer) / steps for name, layer in e.layers.items() if name not in e.kept}
