@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from ..errors import BatchNormError
 from ..kernels.batches import eagerly
@@ -30,9 +31,10 @@ def masked(model: nn.Module, *, mask: Tensor | None = None, lengths: Tensor | No
 
     Arguments:
         model: any network. Its layers may be torch's.
-        mask: bool, (N,), (N, L) or (N, H, W): True where a value of the network's input counts.
+        mask: bool, (N,), (N, L) or (N, H, W): True where a value of the network's input counts. An axis may be 1.
         lengths: integers, (N,), in place of `mask`: the number of values of each sequence that count, along the last
-            axis of the first tensor that `model` is called with. If that axis holds features, (N, L, C), give `mask`.
+            axis of the first tensor of two axes or more that `model` is called with. If that axis holds features,
+            (N, L, C), give `mask`. Of (N, C, H, W), too, they count along the last axis.
 
     Raises:
         BatchNormError: both or neither are given, there is no BN layer, or the mask does not fit the input of a layer.
@@ -71,21 +73,29 @@ class _Source:
 
     @eagerly
     def see(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Read the length of the input of the network."""
-        x = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
-        if self._lengths is not None and x is not None and x.dim() > 1:
-            self._mask = from_lengths(self._lengths, len(x), x.shape[-1], x.device)
+        """Read the length of the input of the network: the last axis of its first tensor of two axes or more."""
+        if self._lengths is None:
+            return
+        leaves = pytree.tree_leaves((args, kwargs))
+        x = next((leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.dim() > 1), None)
+        self._mask = None if x is None else from_lengths(self._lengths, len(x), x.shape[-1], x.device)
 
     def mask(self, x: Tensor) -> Tensor:
-        """Return the mask at the network's input, or at `x` if the network has not seen an input."""
+        """Return the mask at the network's input, or at `x` if the network has not seen an input, for N examples."""
         if self._mask is None:  # the layer was called by itself
             return as_mask(x, None, self._lengths)
-        return self._mask.to(x.device)
+        mask = self._mask.to(x.device)
+        if self._lengths is not None and x.dim() > 3:  # the last axis of the places is that of the lengths
+            mask = mask.view(len(mask), *[1] * (x.dim() - 3), -1)
+        return mask.expand(len(x), *mask.shape[1:]) if len(mask) == 1 else mask
 
 
 def _fitted(name: str, source: _Source, x: Tensor) -> Tensor:
     """Return the mask for the input of a layer, (N, ...)."""
-    mask = source.mask(x)
+    try:
+        mask = source.mask(x)
+    except BatchNormError as error:
+        raise BatchNormError(f"layer {name!r}: {error}") from error
     places = x.shape[2:]
     if len(mask) == len(x) and mask.dim() == 1:
         return as_mask(x, mask, None)
