@@ -117,13 +117,20 @@ def test_in_eval_the_running_statistics_normalize_and_padding_has_no_gradient():
     assert (x.grad[1, :, 2:] == 0).all()
 
 
-def test_a_batch_without_a_value_that_counts_passes_zeros_and_is_not_counted():
-    layer = bn.BatchNorm1d(3)
+@pytest.mark.parametrize("momentum", [0.1, None])
+@pytest.mark.parametrize("kind", [bn.BatchNorm1d, nn.BatchNorm1d, nn.SyncBatchNorm])
+def test_a_batch_without_a_value_that_counts_passes_zeros_and_is_not_counted(kind, momentum):
+    layer, x = kind(3, momentum=momentum), torch.randn(2, 3, 4)
     before = {name: value.clone() for name, value in layer.state_dict().items()}
-    z = layer(torch.randn(2, 3, 4), lengths=torch.tensor([0, 0]))
+    with bn.masked(nn.Sequential(layer), lengths=torch.tensor([0, 0])):
+        z = layer(x)
     assert (z == 0).all()
     z.sum().backward()
     assert_close(dict(layer.state_dict()), before, rtol=0, atol=0)
+    with bn.masked(nn.Sequential(layer), lengths=torch.tensor([4, 4])):
+        layer(x)
+    assert_close(layer.running_mean, (momentum or 1.0) * x.mean((0, 2)))
+    assert layer.num_batches_tracked == 1
 
 
 def test_one_value_that_counts_is_refused():
@@ -231,6 +238,71 @@ def test_a_shape_that_fits_nothing_names_the_layer(x):
         pytest.raises(bn.BatchNormError, match=r"\(2, 4\) does not fit the input of '1'"),
     ):
         model(x)
+
+
+class Downsampled(nn.Module):
+    """A network whose input is anything that `take` finds a tensor in."""
+
+    def __init__(self, take):
+        super().__init__()
+        self.take, self.bn = take, bn.BatchNorm1d(3, momentum=1.0)
+
+    def forward(self, *args, **kwargs):
+        return self.bn(self.take(*args, **kwargs)[:, :, ::2])
+
+
+X = torch.randn(3, 3, 5, generator=torch.Generator().manual_seed(0))
+CALLS = {
+    "keyword": lambda net: net(x=X),
+    "dictionary": lambda net: net({"lengths": torch.tensor([5, 2, 4]), "x": X}),
+    "pair": lambda net: net((X, torch.tensor([5, 2, 4]))),
+    "behind numbers": lambda net: net(torch.tensor([5, 2, 4]), [X]),
+}
+
+
+def found_in(*args, **kwargs):
+    if isinstance(args[0] if args else kwargs, dict):
+        return (args[0] if args else kwargs)["x"]
+    return args[0][0] if isinstance(args[0], tuple) else args[1][0]
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_the_length_is_that_of_the_first_tensor_of_two_axes_wherever_it_is(call):
+    net = Downsampled(found_in)
+    with bn.masked(net, lengths=torch.tensor([5, 2, 4])):
+        CALLS[call](net)
+    counted = torch.cat([x[:, ::2][:, :n] for x, n in zip(X, (3, 2, 3), strict=True)], 1)  # ceil(length * 3 / 5)
+    assert_close(net.bn.running_mean, counted.mean(1))
+
+
+@pytest.mark.parametrize("kind", [bn.BatchNorm2d, nn.BatchNorm2d])
+def test_lengths_of_feature_maps_count_along_the_last_axis(kind):
+    layer = kind(3, momentum=1.0)
+    x, lengths = torch.randn(3, 3, 4, 6), [6, 2, 3]
+    model = nn.Sequential(layer)
+    with bn.masked(model, lengths=torch.tensor(lengths)):
+        z = model(x)
+    counted = torch.cat([m[:, :, :n].flatten(1) for m, n in zip(x, lengths, strict=True)], 1)
+    assert_close(layer.running_mean, counted.mean(1))
+    assert (z[1, :, :, 2:] == 0).all()
+    assert (z[1, :, :, :2] != 0).all()
+
+
+def test_one_mask_for_all_examples():
+    layer, x = bn.BatchNorm2d(3), torch.randn(4, 3, 5, 6)
+    mask = torch.rand(1, 1, 6) < 0.5
+    with bn.masked(nn.Sequential(layer), mask=mask):
+        z = layer(x)
+    assert_close(z, bn.BatchNorm2d(3)(x, mask=mask), rtol=0, atol=0)
+
+
+def test_lengths_that_do_not_fit_a_layer_called_by_itself_name_it():
+    model = nn.Sequential(nn.Identity(), bn.BatchNorm1d(3))
+    with (
+        bn.masked(model, lengths=torch.tensor([9, 2])),
+        pytest.raises(bn.BatchNormError, match=r"layer '1': lengths must be from 0 to 4"),
+    ):
+        model[1](torch.randn(2, 3, 4))
 
 
 def test_masked_wants_one_of_two_and_a_layer():

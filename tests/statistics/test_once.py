@@ -9,7 +9,7 @@ import torch
 from support import reference
 from torch import nn
 from torch.testing import assert_close
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 import batchnorm as bn
 
@@ -38,6 +38,67 @@ def test_under_a_checkpoint_buffers_are_bit_equal(reentrant, special):
         z.square().sum().backward()  # pyright: ignore[reportOptionalMemberAccess]
     assert_close(buffers(twin), buffers(model), rtol=0, atol=0)
     for ours, theirs in zip(twin.parameters(), model.parameters(), strict=True):
+        assert_close(ours.grad, theirs.grad)
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad:UserWarning")  # the inner one, at first
+@pytest.mark.parametrize("early_stop", [False, True])
+@pytest.mark.parametrize("inner", [False, True], ids=["not reentrant inside", "reentrant inside"])
+@pytest.mark.parametrize("outer", [False, True], ids=["not reentrant", "reentrant"])
+def test_nested_checkpoints_count_once(outer, inner, early_stop):
+    model = network(bn.BatchNorm1d)
+    twin = copy.deepcopy(model)
+    x = torch.randn(8, 4, requires_grad=True)
+
+    def parts(x):
+        for part in (twin[:3], twin[3:]):
+            x = checkpoint(part, x, use_reentrant=inner)
+        return x
+
+    with set_checkpoint_early_stop(early_stop):
+        checkpoint(parts, x, use_reentrant=outer).square().sum().backward()  # pyright: ignore[reportOptionalMemberAccess]
+    model(x).square().sum().backward()
+    assert_close(buffers(twin), buffers(model), rtol=0, atol=0)
+    for ours, theirs in zip(twin.parameters(), model.parameters(), strict=True):
+        assert_close(ours.grad, theirs.grad)
+
+
+class Recomputed(torch.autograd.Function):
+    """A checkpoint of one's own: the backward pass runs the layer again."""
+
+    @staticmethod
+    def forward(ctx, x, layer):
+        ctx.save_for_backward(x)
+        ctx.layer = layer
+        return layer(x)
+
+    @staticmethod
+    def backward(ctx, *gradients):
+        with torch.enable_grad():
+            x = ctx.saved_tensors[0].detach().requires_grad_()
+            z = ctx.layer(x)
+        return torch.autograd.grad(z, x, gradients[0])[0], None
+
+
+def test_inside_any_other_backward_pass_a_batch_does_not_count():
+    layer = bn.BatchNorm1d(3)
+    x = torch.randn(8, 3, requires_grad=True)
+    Recomputed.apply(x, layer).square().sum().backward()  # pyright: ignore[reportOptionalMemberAccess]
+    assert layer.num_batches_tracked == 1
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_checkpoint_whose_backward_is_within_the_blocks(kind, reentrant):
+    model = network(kind)
+    twin, x = copy.deepcopy(model), torch.randn(8, 4, requires_grad=True)
+    mask = torch.arange(8) < 6
+    with bn.masked(model, mask=mask), bn.accumulate(model):
+        checkpoint(model, x, use_reentrant=reentrant).square().sum().backward()  # pyright: ignore[reportOptionalMemberAccess]
+    with bn.masked(twin, mask=mask):
+        twin(x).square().sum().backward()
+    assert_close(buffers(model), buffers(twin))
+    for ours, theirs in zip(model.parameters(), twin.parameters(), strict=True):
         assert_close(ours.grad, theirs.grad)
 
 
@@ -121,6 +182,12 @@ def test_checkpoints_masks_and_virtual_batches_accumulate():
     assert_close(layer.running_mean, torch.from_numpy(mean).float())
     assert_close(layer.running_var, torch.from_numpy(var).float())
     assert layer.num_batches_tracked == 1
+
+
+def test_a_lazy_layer_is_not_held():
+    model = nn.Sequential(nn.LazyBatchNorm1d())
+    with pytest.raises(bn.BatchNormError, match="layer '0' has no channels yet"), bn.hold_statistics(model):
+        pass
 
 
 @pytest.mark.parametrize("block", [bn.hold_statistics, bn.accumulate])

@@ -46,15 +46,10 @@ def accumulate(model: nn.Module) -> Iterator[None]:
         (tensor([6.]), tensor(1))
     """
     layers = {name: layer for name, layer in layers_of(model, "accumulate").items() if layer.running_mean is not None}
-    counts = {name: n.clone() for name, layer in layers.items() if (n := layer.num_batches_tracked) is not None}
     collected: dict[str, list[Moments]] = {name: [] for name in layers}
     outer = {name: special_of(layer).collected for name, layer in layers.items()}
-    try:
-        with replaced(layers, "collected", collected):
-            yield
-    finally:
-        for name, count in counts.items():  # torch's layers count each micro-batch
-            layers[name].num_batches_tracked.copy_(count)  # pyright: ignore[reportOptionalMemberAccess]
+    with replaced(layers, "collected", collected):
+        yield
     for name, layer in layers.items():
         around = outer[name]
         if around is None:

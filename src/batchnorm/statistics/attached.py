@@ -32,6 +32,13 @@ def layers_of(model: nn.Module, what: str) -> dict[str, _BatchNorm]:
     return found
 
 
+def refuse_lazy(layers: Mapping[str, _BatchNorm], what: str) -> None:
+    """Raise BatchNormError if a layer is lazy and has no channels yet."""
+    lazy = next((name for name, layer in layers.items() if layer.num_features == 0), None)
+    if lazy is not None:
+        raise BatchNormError(f"layer {lazy!r} has no channels yet. Call the network once, then {what} it.")
+
+
 def special_of(layer: _BatchNorm) -> Special:
     """Return what is special about a layer. Changes of it apply from its next forward on."""
     if isinstance(layer, FusedBatchNorm):
@@ -92,8 +99,14 @@ class _Forward:
             return self.layer.forward(*args, **kwargs)
         view = _of_one_process(self.layer)
         forward = self.hidden or type(view).forward.__get__(view)
-        with _Replaced(self.special) as mode:
-            z = forward(*args, **kwargs)
+        count = self.layer.num_batches_tracked if self.layer.training and self.layer.track_running_stats else None
+        seen = None if count is None else count.clone()
+        try:
+            with _Replaced(self.special, seen) as mode:
+                z = forward(*args, **kwargs)
+        finally:
+            if count is not None and seen is not None:  # torch counts any batch, also one that moves nothing
+                count.copy_(seen)
         if not mode.called:
             raise BatchNormError(
                 f"{type(self.layer).__name__} does not call torch.nn.functional.batch_norm, so its statistics cannot "
@@ -125,9 +138,9 @@ def _without_exchange(kind: type[nn.SyncBatchNorm]) -> type[nn.SyncBatchNorm]:
 
 
 class _Replaced(TorchFunctionMode):
-    def __init__(self, special: Special) -> None:
+    def __init__(self, special: Special, batches_seen: Tensor | None) -> None:
         super().__init__()
-        self._special = special
+        self._special, self._batches_seen = special, batches_seen
         self.called = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -148,6 +161,6 @@ class _Replaced(TorchFunctionMode):
         self.called = True
         running = None
         if running_mean is not None and running_var is not None:
-            running = Running(running_mean, running_var, momentum)
+            running = Running(running_mean, running_var, momentum, self._batches_seen)
         with torch._C.DisableTorchFunction():
             return batches.batch_norm(input, Transform(weight, bias, eps), running, training, self._special)[0]

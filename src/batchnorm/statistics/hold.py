@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from torch import nn
 
-from .attached import layers_of
+from .attached import layers_of, refuse_lazy
 
 
 @contextmanager
@@ -26,7 +26,7 @@ def hold_statistics(model: nn.Module) -> Iterator[None]:
         model: any network. `track_running_stats` of its BN layers is False within the block.
 
     Raises:
-        BatchNormError: there is no BN layer.
+        BatchNormError: there is no BN layer, or one is lazy and has no channels yet.
 
     Example:
         >>> import torch
@@ -37,7 +37,9 @@ def hold_statistics(model: nn.Module) -> Iterator[None]:
         >>> model[0].num_batches_tracked
         tensor(0)
     """
-    tracking = [layer for layer in layers_of(model, "hold").values() if layer.track_running_stats]
+    layers = layers_of(model, "hold")
+    refuse_lazy(layers, "hold")
+    tracking = [layer for layer in layers.values() if layer.track_running_stats]
     for layer in tracking:
         layer.track_running_stats = False
     try:
