@@ -36,6 +36,8 @@ WRONG = {
     "nothing": ([], [], "a count for each state dict; got 0 and 0"),
     "counts": ([state()], [2, 3], "got 1 and 2"),
     "one value": ([state()], [1], r"2 or more.*\[1\]"),
+    "no number": ([state()], [float("nan")], r"2 or more.*\[nan\]"),
+    "no variance": ([{"0.running_mean": torch.zeros(2)}], [2], "'0.running_mean' without '0.running_var'"),
     "no statistics": ([{"weight": torch.ones(2)}], [2], "no running statistics: nothing to merge"),
     "channels": ([state(), state(3)], [2, 2], r"1 and 2 have different statistics: 0.running_mean \(2,\)"),
     "names": ([state(), state(name="1.")], [2, 2], "1 and 2 have different statistics"),

@@ -43,8 +43,7 @@ def merge_statistics(state_dicts: Sequence[Mapping[str, Tensor]], counts: Sequen
     _check(state_dicts, counts)
     merged: dict[str, Tensor] = {}
     for mean_name in _means(state_dicts[0]):
-        prefix = mean_name.removesuffix(_MEAN)
-        var_name, count_name = prefix + _VAR, prefix + _COUNT
+        var_name, count_name = _var_of(mean_name), mean_name.removesuffix(_MEAN) + _COUNT
         moments = reduce(
             Moments.merge,
             (_moments(state[mean_name], state[var_name], n) for state, n in zip(state_dicts, counts, strict=True)),
@@ -65,17 +64,24 @@ def _means(state: Mapping[str, Tensor]) -> list[str]:
     return [name for name in state if name == _MEAN or name.endswith(f".{_MEAN}")]
 
 
+def _var_of(mean_name: str) -> str:
+    return mean_name.removesuffix(_MEAN) + _VAR
+
+
 def _check(state_dicts: Sequence[Mapping[str, Tensor]], counts: Sequence[int]) -> None:
     """Raise BatchNormError unless there is a count for each state dict, and all have the same statistics."""
     if not state_dicts or len(state_dicts) != len(counts):
         raise BatchNormError(
             f"merge_statistics wants a count for each state dict; got {len(state_dicts)} and {len(counts)}"
         )
-    if any(count < 2 for count in counts):
+    if not all(count >= 2 for count in counts):  # NaN is not, either
         raise BatchNormError(f"counts must be 2 or more, the values behind each copy's variance; got {list(counts)}")
     shapes = [_shapes(state) for state in state_dicts]
     if not shapes[0]:
         raise BatchNormError("the state dicts have no running statistics: nothing to merge")
+    alone = next((name for name in _means(state_dicts[0]) if _var_of(name) not in shapes[0]), None)
+    if alone is not None:
+        raise BatchNormError(f"the state dicts have {alone!r} without {_var_of(alone)!r}")
     for number, other in enumerate(shapes[1:], start=2):
         different = sorted(set(shapes[0].items()) ^ set(other.items()))
         if different:
