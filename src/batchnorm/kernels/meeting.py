@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import reduce
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -15,6 +18,7 @@ from ..moments import Moments
 
 _HEADER = 3  # layer, direction, channels
 _DIRECTIONS = ("forward", "backward")
+_GRACE = 1.0  # seconds for the other waiting processes to say that they wait, after the timeout of the group
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,11 @@ class Meeting:
 
     def _exchange(self, direction: int, channels: int, values: Tensor) -> Tensor:
         """Return the values of every process, (processes, len(values))."""
+        if channels > self.channels:
+            raise BatchNormError(
+                f"layer {self.names[self.index]!r} got {channels} channels; synchronized layers have at most "
+                f"{self.channels}. Call bn.synchronize after the last change of the network."
+            )
         header = values.new_tensor([self.index, direction, channels])
         sent = values.new_zeros(_HEADER + 1 + 2 * self.channels)
         sent[: _HEADER + len(values)] = torch.cat((header, values))
@@ -71,10 +80,8 @@ class Meeting:
         try:
             dist.all_gather(parts, sent, group=self.group)
         except RuntimeError as error:
-            raise PeerError(
-                f"rank {dist.get_rank()} waited in the {_DIRECTIONS[direction]} of layer {self.names[self.index]!r} "
-                f"for the other processes: {first_line(error)}. One of them failed, or skipped the layer."
-            ) from error
+            where = f"the {_DIRECTIONS[direction]} of layer {self.names[self.index]!r}"
+            raise _absence(self.group, ranks, where, error) from error
         found = torch.stack(parts)
         self._check(dict(zip(ranks, found[:, :_HEADER].tolist(), strict=True)))
         return found[:, _HEADER : _HEADER + len(values)]
@@ -103,3 +110,44 @@ class Meeting:
     def _described(self, header: list[float]) -> str:
         index, direction, channels = map(int, header)
         return f"the {_DIRECTIONS[direction]} of layer {self.names[index]!r} ({channels} channels)"
+
+
+def check_same(group: Any, channels: Mapping[str, int]) -> None:
+    """Raise PeerError unless all processes of the group have the same layers, given as channels by name.
+
+    Their exchanges would have different sizes, for which gloo ends the process.
+    """
+    ranks, own = dist.get_process_group_ranks(group), list(channels.items())
+    found: list[Any] = [None] * len(ranks)
+    try:
+        dist.all_gather_object(found, own, group=group)
+    except RuntimeError as error:
+        raise _absence(group, ranks, "bn.synchronize", error) from error
+    for rank, other in zip(ranks, found, strict=True):
+        theirs, mine = next((pair for pair in zip_longest(other, own) if pair[0] != pair[1]), (None, None))
+        if theirs != mine:
+            raise PeerError(
+                f"rank {rank} synchronizes {_layer(theirs)} where rank {dist.get_rank()} has {_layer(mine)}. Build "
+                "the same network in every process."
+            )
+
+
+def _layer(described: tuple[str, int] | None) -> str:
+    return "no layer" if described is None else f"layer {described[0]!r} ({described[1]} channels)"
+
+
+def _absence(group: Any, ranks: Iterable[int], where: str, error: RuntimeError) -> PeerError:
+    """Return the error of a process that waited in vain. It names the processes that do not wait too."""
+    own = dist.get_rank()
+    try:
+        store = dist.distributed_c10d._get_process_group_store(group)
+        store.set(f"waited/{own}", "")
+        time.sleep(_GRACE)
+        absent = [str(rank) for rank in ranks if not store.check([f"waited/{rank}"])]
+    except RuntimeError:  # the process that held the store is gone
+        absent = []
+    came = f"rank {' and rank '.join(absent)}" if absent else "the other processes"
+    return PeerError(
+        f"rank {own} waited in {where} for {came}: {first_line(error)}. A process that does not come has failed, "
+        "skipped the layer, or is slower than the timeout of the process group."
+    )

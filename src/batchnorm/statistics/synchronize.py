@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import BatchNormError
-from ..kernels.meeting import Meeting
-from .attached import layers_of, settle, special_of
+from ..kernels.meeting import Meeting, check_same
+from .attached import layers_of, refuse_lazy, settle, special_of
 
 
 def synchronize(model: nn.Module, process_group: Any = None) -> nn.Module:
@@ -41,8 +41,8 @@ def synchronize(model: nn.Module, process_group: Any = None) -> nn.Module:
     Raises:
         BatchNormError: `torch.distributed` is not initialized, this process is not in the group, there is no BN layer,
             or one is lazy and has no channels yet.
-        PeerError: in a forward or backward, if another process is in another layer, failed, or did not answer within
-            the timeout of the process group.
+        PeerError: another process has other layers. In a forward or backward, if another process is in another layer,
+            failed, or did not answer within the timeout of the process group.
 
     Example:
         >>> import torch
@@ -61,13 +61,12 @@ def synchronize(model: nn.Module, process_group: Any = None) -> nn.Module:
             "synchronize wants the processes of torch.distributed; got none. Start the script with torchrun, and call "
             "torch.distributed.init_process_group first."
         )
-    lazy = next((name for name, layer in layers.items() if layer.num_features == 0), None)
-    if lazy is not None:
-        raise BatchNormError(f"layer {lazy!r} has no channels yet. Call the network once, then synchronize it.")
+    refuse_lazy(layers, "synchronize")
     group = _group(process_group)
-    names, sizes = tuple(layers), [layer.num_features for layer in layers.values()]
+    channels = {name: layer.num_features for name, layer in layers.items()}
+    check_same(group, channels)
     for index, layer in enumerate(layers.values()):
-        special_of(layer).meeting = Meeting(group, names, index, max(sizes))
+        special_of(layer).meeting = Meeting(group, tuple(layers), index, max(channels.values()))
     return model
 
 
