@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -169,7 +170,7 @@ def test_processes_with_special_layers(gloo, name):
 
 
 def evaluations(rank: int, group: Any) -> list[int]:
-    """Count the exchanges of a training forward, and of as many eval forwards as the rank says."""
+    """Count the exchanges of a training step, and of as many eval forwards as the rank says."""
     counted, exchange = [], dist.all_gather
     model = bn.synchronize(nn.Sequential(bn.BatchNorm1d(CHANNELS), nn.BatchNorm1d(CHANNELS)), group)
     for training, forwards in ((True, 1), (False, rank)):
@@ -178,15 +179,59 @@ def evaluations(rank: int, group: Any) -> list[int]:
         dist.all_gather = lambda *args, calls=calls, **kwargs: (calls.append(None), exchange(*args, **kwargs))
         try:
             for _ in range(forwards):
-                model(torch.randn(2, CHANNELS))
+                z = model(torch.randn(2, CHANNELS, requires_grad=True))
+                counted += [len(calls)] if training else []
+                z.sum().backward()
         finally:
             dist.all_gather = exchange
         counted.append(len(calls))
     return counted
 
 
-def test_eval_exchanges_nothing(gloo):
-    assert gloo.run(evaluations) == [[2, 0]] * 4
+def test_two_layers_exchange_twice_forward_twice_backward_and_never_in_eval(gloo):
+    assert gloo.run(evaluations) == [[2, 4, 0]] * 4
+
+
+class Branched(nn.Module):
+    """A network of which a branch is used in every second micro-batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = nn.Sequential(nn.Linear(4, 5), bn.BatchNorm1d(5, activation="relu"))
+        self.branch = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5))
+
+    def forward(self, x: torch.Tensor, both: bool) -> torch.Tensor:
+        return self.trunk(x) + self.branch(x) if both else self.trunk(x)
+
+
+def micro_batches() -> torch.Tensor:
+    return torch.randn(3, 6, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+def branched_gradients(rank: int, group: Any) -> dict[str, np.ndarray]:
+    """Return gradients and buffers after three micro-batches, two of them under no_sync."""
+    torch.manual_seed(0)
+    model = bn.synchronize(Branched().double(), group)
+    ddp = DistributedDataParallel(model, process_group=group, find_unused_parameters=True)
+    for number, x in enumerate(micro_batches()):
+        own = x.split((1, 3, 2))[rank]
+        with ddp.no_sync() if number < 2 else nullcontext():
+            (ddp(own, number == 1).square().sum() * 3).backward()
+    return {
+        n: to_numpy(t)
+        for n, t in ({n: p.grad for n, p in model.named_parameters()} | dict(model.named_buffers())).items()
+    }
+
+
+def test_unused_branches_and_no_sync_are_those_of_one_process(gloo):
+    torch.manual_seed(0)
+    alone = Branched().double()
+    for number, x in enumerate(micro_batches()):
+        alone(x, number == 1).square().sum().backward()
+    want = {name: p.grad for name, p in alone.named_parameters()} | dict(alone.named_buffers())
+    for found in gloo.run(branched_gradients, processes=3):
+        for name, t in want.items():
+            np.testing.assert_allclose(found[name], to_numpy(t), rtol=1e-10, atol=1e-10, err_msg=name)
 
 
 def network_gradients(rank: int, group: Any, sizes: tuple[int, ...]) -> dict[str, np.ndarray]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import random
 from datetime import timedelta
 from itertools import accumulate
 from pathlib import Path
@@ -18,10 +19,12 @@ from support import reference
 from support.commands import start
 from support.kernel_cases import to_numpy
 from torch import nn
+from torch._dynamo.exc import Unsupported
 from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
 
 import batchnorm as bn
+from batchnorm.kernels import bindings
 
 STEPS = 12  # of restarted.py
 WORLD = 4
@@ -118,10 +121,17 @@ def other_orders(rank: int) -> dict[str, str]:
     bn.synchronize(nn.ModuleDict(layers))
     name = "first" if rank != 2 else "second"
     errors = {"order": error_of(lambda: layers[name](torch.randn(4, layers[name].num_features)))}
-    group = dist.new_group(list(range(WORLD)), timeout=timedelta(seconds=1))
+    group = dist.new_group(list(range(WORLD)), timeout=timedelta(seconds=2))
+    alone = bn.synchronize(nn.Sequential(bn.BatchNorm1d(3)), group)
+    z = alone(torch.randn(4, 3))
+    errors["skipped backward"] = error_of(z.sum().backward) if rank != 1 else ""
+    dist.barrier()
+    group = dist.new_group(list(range(WORLD)), timeout=timedelta(seconds=2))
     alone = bn.synchronize(nn.Sequential(bn.BatchNorm1d(3)), group)
     errors["skipped"] = error_of(lambda: alone(torch.randn(4, 3))) if rank != 1 else ""
     dist.barrier()
+    other = nn.Sequential(bn.BatchNorm1d(3), *([nn.BatchNorm1d(7)] if rank == 3 else []))
+    errors["network"] = error_of(lambda: bn.synchronize(other))
     return errors
 
 
@@ -202,9 +212,18 @@ def test_another_order_of_layers_is_an_error_that_names_layer_and_rank(ranks):
         assert ("rank 0 is in" if rank == 2 else "rank 2 is in") in message
 
 
-def test_a_skipped_layer_is_an_error_within_the_timeout(ranks):
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_a_skipped_layer_is_an_error_within_the_timeout_that_names_who_skipped(ranks, direction):
     for rank in (0, 2, 3):
-        assert f"rank {rank} waited in the forward of layer '0'" in ranks[rank]["errors"]["skipped"]
+        found = ranks[rank]["errors"]["skipped" if direction == "forward" else "skipped backward"]
+        assert f"rank {rank} waited in the {direction} of layer '0' for rank 1:" in found
+
+
+def test_another_network_is_an_error_that_names_layer_and_rank(ranks):
+    for rank in range(3):
+        want = f"rank 3 synchronizes layer '1' (7 channels) where rank {rank} has no layer"
+        assert want in ranks[rank]["errors"]["network"]
+    assert "rank 0 synchronizes no layer where rank 3 has layer '1'" in ranks[3]["errors"]["network"]
 
 
 def test_under_ddp_all_processes_end_with_the_same_state(ranks):
@@ -300,6 +319,83 @@ def test_one_value_in_all_processes_is_refused():
         model(torch.randn(1, 3))
 
 
+@pytest.mark.usefixtures("alone")
+def test_more_channels_than_the_layers_have_are_refused():
+    model = bn.synchronize(nn.Sequential(bn.BatchNorm1d(3, affine=False, track_running_stats=False)))
+    with pytest.raises(bn.BatchNormError, match="layer '0' got 4 channels; synchronized layers have at most 3"):
+        model(torch.randn(4, 4))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # torch's own look
+@pytest.mark.usefixtures("alone")
+def test_synchronization_breaks_the_graph_and_the_rest_is_compiled():
+    torch._dynamo.reset()
+    model = bn.synchronize(nn.Sequential(bn.BatchNorm1d(3)))
+    twin, x = copy.deepcopy(model), torch.randn(4, 3)
+    assert_close(torch.compile(model[0], backend="eager")(x), twin(x))
+    assert_close(model[0].running_var, twin[0].running_var)
+    torch._dynamo.reset()
+    with pytest.raises(Unsupported, match="batch_norm"):
+        torch.compile(model[0], backend="eager", fullgraph=True)(x)
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_second_derivative_is_refused():
+    model, x = bn.synchronize(nn.Sequential(bn.BatchNorm1d(3))), torch.randn(4, 3, requires_grad=True)
+    (dx,) = torch.autograd.grad(model(x).pow(3).sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiate twice"):
+        dx.sum().backward()
+
+
+@pytest.mark.usefixtures("alone")
+def test_ddp_on_cpus_refuses_the_class_syncbatchnorm():  # as docs/statistics.md says
+    model = bn.synchronize(nn.Sequential(nn.SyncBatchNorm(3)))
+    with pytest.raises(ValueError, match="SyncBatchNorm layers only work with GPU modules"):
+        DistributedDataParallel(model)
+
+
+def test_a_new_group_has_the_timeout_of_the_processes():
+    waits = timedelta(seconds=77)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1, timeout=waits)  # pyright: ignore[reportPrivateImportUsage]
+    try:
+        layer = bn.BatchNorm1d(3)
+        bn.synchronize(nn.Sequential(layer))
+        assert layer._special is not None
+        assert layer._special.meeting is not None
+        group = layer._special.meeting.group
+        assert group is not dist.group.WORLD
+        assert group._get_backend(torch.device("cpu")).options._timeout == waits
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("alone")
+def test_statistics_and_sums_of_gradients_are_by_the_kernels(monkeypatch):
+    called = []
+    for name in ("statistics", "normalize", "backward"):
+        kernel = getattr(bindings, name)
+        monkeypatch.setattr(
+            bindings, name, lambda *a, kernel=kernel, name=name, **k: (called.append(name), kernel(*a, **k))[1]
+        )
+    x = torch.randn(4, 3, requires_grad=True)
+    bn.synchronize(nn.Sequential(bn.BatchNorm1d(3)))(x).sum().backward()
+    assert called == ["statistics", "normalize", "backward", "backward"]
+
+
+@pytest.mark.usefixtures("alone")
+def test_far_from_zero_it_is_nearer_to_float64_than_torchs_formula():
+    rng = torch.Generator().manual_seed(0)
+    x = (torch.randn(64, 3, 8, 8, generator=rng, dtype=torch.float64) * 1e-2 + 1e4).float()
+    packed = np.moveaxis(to_numpy(x), 1, -1).reshape(-1, 3)
+    want = reference.forward(packed, np.ones(3), np.zeros(3))
+    layers = {"ours": bn.synchronize(bn.BatchNorm2d(3)), "torch": nn.BatchNorm2d(3)}
+    wrong = {
+        n: np.abs(np.moveaxis(to_numpy(layer(x)), 1, -1).reshape(-1, 3) - want).max() for n, layer in layers.items()
+    }
+    assert wrong["ours"] < 1e-5  # roundings of values up to 4
+    assert wrong["ours"] < wrong["torch"] / 100
+
+
 def test_without_processes_it_is_refused():
     with pytest.raises(bn.BatchNormError, match=r"wants the processes of torch\.distributed; got none"):
         bn.synchronize(nn.Sequential(nn.BatchNorm1d(3)))
@@ -308,9 +404,10 @@ def test_without_processes_it_is_refused():
 def test_torchrun_restarts_after_a_killed_process_and_the_run_goes_on(tmp_path):
     said = tmp_path / "output"
     launcher = ["--nproc-per-node=3", "--standalone", "--max-restarts=1", Path(__file__).with_name("restarted.py")]
-    process = start(*launcher, tmp_path, 5, module="torch.distributed.run", output=said, OMP_NUM_THREADS="1")
+    step = random.SystemRandom().randrange(STEPS)  # whichever it is, the run ends with the same state
+    process = start(*launcher, tmp_path, step, module="torch.distributed.run", output=said, OMP_NUM_THREADS="1")
     process.join(240)
-    assert process.exitcode == 0, said.read_text()
+    assert process.exitcode == 0, f"killed in step {step}: {said.read_text()}"
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 1))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
