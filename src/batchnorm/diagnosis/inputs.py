@@ -27,6 +27,12 @@ def inputs_of(batch: Any) -> Any:
     return batch[0] if isinstance(batch, tuple | list) and batch else batch
 
 
+def largest_input(batch: Any) -> Tensor | None:
+    """Return the tensor with the most values that the network gets, or None without any."""
+    tensors = [x for x in pytree.tree_leaves(inputs_of(batch)) if isinstance(x, Tensor)]
+    return max(tensors, key=Tensor.numel, default=None)
+
+
 def example_of(batch: Any) -> Any:
     """Return the input of a batch as `trace` takes it, cut to two examples if it is a tensor."""
     inputs = inputs_of(batch)

@@ -18,8 +18,8 @@ from ..algorithm2.observation import LeaveOut, Tracked, on_batch_statistics
 from ..graph.batches import in_eval
 from ..moments import Moments
 from .clusters import Clusters
-from .inputs import run
-from .padding import Tails, tails_of
+from .inputs import largest_input, run
+from .padding import Tails, tails_of, tails_of_input
 
 HELD = 4  # batches that are kept for the proof and the experiments, however many there are
 _PART = 2**18  # values of a batch that are summed in double at once
@@ -129,6 +129,7 @@ class Measurement:
         batches: how many batches there were.
         bad: up to `HELD` batches that were left out.
         left_out: how many were.
+        tails: where the input of the network is constant.
     """
 
     layers: dict[str, Measured]
@@ -136,6 +137,7 @@ class Measurement:
     batches: int = 0
     bad: list[Bad] = field(default_factory=list)
     left_out: int = 0
+    tails: Tails = field(default_factory=Tails)
 
     @property
     def counted(self) -> int:
@@ -169,6 +171,7 @@ def measure(model: nn.Module, layers: dict[str, _BatchNorm], kept: set[str], bat
         for name, sample in seen:
             measurement.layers.setdefault(name, found[name]).add(sample)
         _run_in_eval(model, layers, found, batch)
+        measurement.tails = measurement.tails.merge(tails_of_input(largest_input(batch)))
         if len(measurement.held) < HELD:
             measurement.held.append(batch)
     return measurement

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from ..examination import Examination
 from ..finding import Finding, Severity
 from ..significance import z_of_f
+from .stale import SMALL
 
 PADDED = 0.15  # share of the positions
-FRAMED = 0.075
+_STANDARD_ERRORS = 3.0  # over batches
 ALIKE = 0.05  # intraclass correlation
 
 
@@ -18,18 +19,28 @@ def padding(e: Examination) -> Iterator[Finding]:
 
     Test: the share of positions at the end of an axis where no channel changes, over all examples. Values computed from
     data differ from position to position; values computed from padding do not. Of rows (N, C) it is the share that
-    equals the next row, less the share that equals any other. Threshold: 15 % of the positions
-    (`PADDED`), and over twice the share at the other end: pictures with a frame have both. Less is a note, from 7.5 %
-    (`FRAMED`): MNIST's frame has 7 to 8 % at one end behind a convolution.
+    equals the next row, less the share that equals any other.
+
+    Pictures have a frame at both ends, padding is at one: most of the share must have no counterpart at the other end.
+    Behind a convolution a frame may look one-sided, because the stride leaves less of it at the end. So a layer is
+    not named either if the network's input has a frame, on its least even axis, that is larger than the difference.
+    Padding that is smaller than the frame is not seen.
+
+    Threshold: 15 % of the positions (`PADDED`) is a warning. Less is a note, from a twentieth more than at the other
+    end (`SMALL`). A share p of values one standard deviation off moves the mean by p, and statistics that are off by
+    that are a note too. It must exceed three standard errors over batches: rows of a few categories are alike by
+    chance.
     """
     shares = {}
     for name, measured in e.measured.items():
-        low, high = sorted([measured.tails.tail, measured.tails.head])
-        if high > FRAMED and high > 2 * low and name not in e.kept:
-            shares[name] = high
+        tails = measured.tails
+        if e.training.tails.framed and e.training.tails.high > tails.excess:
+            continue
+        if tails.one_sided and tails.excess > max(SMALL, _STANDARD_ERRORS * tails.error) and name not in e.kept:
+            shares[name] = tails.high
     padded = {name: share for name, share in shares.items() if share > PADDED}
-    framed = {name: share for name, share in shares.items() if name not in padded}
-    levels: tuple[tuple[Severity, dict[str, float]], ...] = (("warning", padded), ("note", framed))
+    slightly = {name: share for name, share in shares.items() if name not in padded}
+    levels: tuple[tuple[Severity, dict[str, float]], ...] = (("warning", padded), ("note", slightly))
     for severity, found in levels:
         if not found:
             continue
