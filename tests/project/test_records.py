@@ -63,7 +63,7 @@ def test_mnist_bn_is_ahead_at_every_measurement_of_every_seed(summary):
         assert all(ahead)
 
 
-@pytest.mark.parametrize("name", ["sigmoid", "relu"])
+@pytest.mark.parametrize("name", ["sigmoid", "relu", "sigmoid-5000", "relu-2000"])
 def test_the_trials_verdicts_and_tables(name):
     run, settings = reopen(ROOT / "records/trial" / name)
     found = judge(run.rows(TrialFields), settings)
