@@ -140,7 +140,7 @@ class FusedBatchNorm(_BatchNorm):
             running = Running(running_mean, running_var, self._momentum(), self.num_batches_tracked)
             z, finite = dispatch.normalize_and_track(input, how, running)
             if finite is False:
-                self._warn()
+                self.warn_left_out()
             return z
         if self.training or running_mean is None or running_var is None:
             check_running(input, running_mean, running_var)
@@ -157,7 +157,7 @@ class FusedBatchNorm(_BatchNorm):
         normalize = batches.batch_norm if special.is_traceable() else batches.batch_norm_eagerly
         z, finite = normalize(x, how, running, self.training, special)
         if finite is False:
-            self._warn()
+            self.warn_left_out()
         return z
 
     def _momentum(self) -> float | Tensor:
@@ -166,7 +166,8 @@ class FusedBatchNorm(_BatchNorm):
         mean, count = self.running_mean, self.num_batches_tracked
         return 0.0 if mean is None or count is None else (count + 1).to(mean.dtype).reciprocal()
 
-    def _warn(self) -> None:
+    def warn_left_out(self) -> None:
+        """Warn once that a batch was left out of the running statistics because it is not finite."""
         if not self._warned:
             self._warned = True
             warnings.warn(

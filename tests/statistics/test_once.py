@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -163,7 +164,9 @@ def test_a_micro_batch_that_is_not_finite_is_left_out(kind):
     layer, x = kind(3, momentum=1.0), torch.randn(8, 3)
     bad = x.clone()
     bad[0, 0] = torch.inf
-    with bn.accumulate(nn.Sequential(layer)):
+    ours = kind is bn.BatchNorm1d
+    warned = pytest.warns(RuntimeWarning, match="not finite was left out") if ours else nullcontext()
+    with warned, bn.accumulate(nn.Sequential(layer)):
         layer(x)
         layer(bad)
     assert_close(layer.running_mean, x.mean(0))

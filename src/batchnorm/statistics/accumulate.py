@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..kernels import batches
 from ..kernels.bindings import Running
+from ..layers import FusedBatchNorm
 from ..moments import Moments
 from .attached import layers_of, replaced, special_of
 
@@ -26,8 +27,8 @@ def accumulate(model: nn.Module) -> Iterator[None]:
 
     A block within another one is a part of it: the statistics move at the end of the outer one.
 
-    A micro-batch whose statistics are not finite is left out. If the block raises, the running statistics and the
-    counts are as before it. Works with torch's layers and subclasses.
+    A micro-batch whose statistics are not finite is left out, of which our layers warn once. If the block raises, the
+    running statistics and the counts are as before it. Works with torch's layers and subclasses.
 
     Arguments:
         model: any network with BN layers.
@@ -60,7 +61,9 @@ def accumulate(model: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def _move(layer: _BatchNorm, collected: list[Moments]) -> None:
-    finite = [moments for moments in collected if moments.count and bool(moments.m2.isfinite().all())]
+    finite = [moments for moments in collected if bool(moments.m2.isfinite().all())]
+    if len(finite) < len(collected) and isinstance(layer, FusedBatchNorm):
+        layer.warn_left_out()
     mean, var, count = layer.running_mean, layer.running_var, layer.num_batches_tracked
     if not finite or mean is None or var is None:
         return
