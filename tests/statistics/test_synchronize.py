@@ -330,13 +330,14 @@ def test_more_channels_than_the_layers_have_are_refused():
 @pytest.mark.usefixtures("alone")
 def test_synchronization_breaks_the_graph_and_the_rest_is_compiled():
     torch._dynamo.reset()
-    model = bn.synchronize(nn.Sequential(bn.BatchNorm1d(3)))
-    twin, x = copy.deepcopy(model), torch.randn(4, 3)
-    assert_close(torch.compile(model[0], backend="eager")(x), twin(x))
-    assert_close(model[0].running_var, twin[0].running_var)
+    layer, x = bn.BatchNorm1d(3), torch.randn(4, 3)
+    bn.synchronize(nn.Sequential(layer))
+    twin = copy.deepcopy(layer)
+    assert_close(torch.compile(layer, backend="eager")(x), twin(x))
+    assert_close(layer.running_var, twin.running_var)
     torch._dynamo.reset()
     with pytest.raises(Unsupported, match="batch_norm"):
-        torch.compile(model[0], backend="eager", fullgraph=True)(x)
+        torch.compile(layer, backend="eager", fullgraph=True)(x)
 
 
 @pytest.mark.usefixtures("alone")
