@@ -1,4 +1,4 @@
-"""Tiny runs of both experiments, and the digest of what they leave."""
+"""Tiny runs of all experiments, and the digest of what they leave."""
 
 import hashlib
 import json
@@ -15,6 +15,9 @@ from batchnorm.paper.training.checkpoint import Checkpoint
 
 INDEX = "shards-"  # It spares reading the headers of the shards, and is not written again.
 MNIST = "mnist --steps 3 --eval-every 1 --batch-size 20 --threads 1"
+TRIAL = (
+    "trial support.trials:small_mlp --data support.trials:linear_batches --lr 0.01 --steps 2 --eval-every 1 --seeds 1"
+)
 INCEPTION = (
     "inception bn-baseline --steps 3 --eval-every 1 --batch-size 4 --size 28 --width 0.0625 --modules 5b "
     "--workers 0 --threads 1 --checkpoint-minutes 1e-9"
@@ -43,6 +46,8 @@ def make_experiments(folder: Path) -> dict[str, Experiment]:
     return {
         "mnist": Experiment(mnist),
         "mnist, resumed": Experiment(mnist, killed_at=0.6),
+        "trial": Experiment(tuple(TRIAL.split())),
+        "trial, resumed": Experiment(tuple(TRIAL.split()), killed_at=0.6),
         "inception": Experiment(tree),
         "inception, resumed": Experiment(tree, killed_at=0.6),
         "inception, two processes": Experiment(shards, ranks=2),

@@ -25,7 +25,7 @@ def test_a_run_survives_a_sample_of_all_faults():
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "40 cases, 0 failed" in done.stdout
+    assert "56 cases, 0 failed" in done.stdout
 
 
 RUN = Path("run")

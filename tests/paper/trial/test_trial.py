@@ -1,6 +1,7 @@
 """`bn.trial`: fair to both networks, right about them, and resumable to the bit."""
 
 import json
+import shutil
 from functools import partial
 from itertools import count
 from threading import Event
@@ -214,6 +215,16 @@ def test_a_trial_that_stopped_resumes_with_the_same_bits(finished, tmp_path, sto
     assert (tmp_path / "run/metrics.jsonl").read_bytes() == (finished.folder / "metrics.jsonl").read_bytes()
     assert found.sentence == finished.sentence
     assert not list((tmp_path / "run").glob("*.pt"))
+
+
+def test_a_checkpoint_that_a_kill_cut_short_does_not_stay(finished, tmp_path):
+    """The kill came after the last row."""
+    shutil.copytree(finished.folder, tmp_path / "run")
+    (tmp_path / "run/checkpoint-bn-x1-seed-2.partial").write_bytes(b"cut")
+    tiny_trial(resume=tmp_path / "run")
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
+        path.name for path in sorted(finished.folder.iterdir())
+    ]
 
 
 def test_a_finished_trial_trains_nothing_again(finished, monkeypatch):

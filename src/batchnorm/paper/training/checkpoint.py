@@ -48,33 +48,37 @@ class Checkpoint:
         """Return the path of the state before the newest."""
         return self.path.with_suffix(".previous.pt")
 
+    @property
+    def partial(self) -> Path:
+        """Return the path of a state that is being written, or whose writer was killed."""
+        return self.path.with_suffix(".partial")
+
     def save(self, state: dict[str, Any]) -> None:
         """Write `state` as the newest. A kill meanwhile leaves the state before it.
 
         Raises:
             StorageError: the disk is full or the folder read-only. The state before it is kept.
         """
-        partial = self.path.with_suffix(".partial")
         try:
-            with synced(partial) as file:
+            with synced(self.partial) as file:
                 torch.save(state if self.digest is None else {**state, "digest": self.digest}, file)
             if self.records is not None and self.records.exists():
                 sync_file(self.records)
             if self.path.exists():
                 self.path.replace(self.previous)
-            partial.replace(self.path)
+            self.partial.replace(self.path)
             sync_folder(self.path.parent)
         except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError if a write fails
             raise StorageError(f"cannot write {self.path}: {error}. The state before it is kept.") from error
 
     def remove(self) -> None:
-        """Remove both states, if they exist: those of a training that has ended.
+        """Remove all states, if they exist: those of a training that has ended.
 
         Raises:
             StorageError: the folder is read-only.
         """
         try:
-            for path in (self.path, self.previous):
+            for path in (self.path, self.previous, self.partial):
                 path.unlink(missing_ok=True)
         except OSError as error:
             raise StorageError(f"cannot remove {self.path}: {error}") from error
