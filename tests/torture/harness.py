@@ -87,9 +87,11 @@ def run_case(case: Case, experiment: Experiment, undisturbed: Undisturbed, folde
     try:
         statuses = _begin(experiment, folder, undisturbed.start, fault, case.point)
         _check_end(fault, statuses, _said(folder))
-        watched, calls = folder / "watched", read_calls(folder / "calls")[: case.point - 1]
+        watched, begun = folder / "watched", read_calls(folder / "calls")[: case.point]
+        calls = begun[: case.point - 1]
         lose_power(watched, folder / "backups", calls, _before(folder), fault.loss)
-        _check_kept(watched / "run", folder / "before", calls, fault.loss)
+        removed = {call.path.name for call in begun if call.name == "unlink"}  # of trainings that have ended
+        _check_kept(watched / "run", folder / "before", calls, fault.loss, removed)
         _begin_again(experiment, folder)
         if digest(watched / "run") != undisturbed.digest:
             raise Failed("the records, the weights or the names of the files differ")
@@ -110,12 +112,8 @@ def _check_end(fault: Fault, statuses: list[int], said: str) -> None:
         raise Failed(f"the other process ended with {statuses[1:]}: {said}")
 
 
-def _check_kept(run: Path, before: Path, calls: list[Call], loss: Loss) -> None:
-    """Check that each training has the step of its newest whole checkpoint: the run saves one at every step.
-
-    A trial removes those of trainings that have ended.
-    """
-    removed = {call.path.name for call in calls if call.name == "unlink"}
+def _check_kept(run: Path, before: Path, calls: list[Call], loss: Loss, removed: set[str]) -> None:
+    """Check that each training has the step of its newest whole checkpoint: the run saves one at every step."""
     saved = Counter(
         call.to.name
         for call in calls
