@@ -29,6 +29,9 @@ from batchnorm.paper.training.checkpoint import Checkpoint, load_tensors
 from batchnorm.paper.training.rows import read_rows
 from batchnorm.paper.training.run import Run
 from batchnorm.paper.training.settings import saved_settings
+from batchnorm.paper.trial.experiment import ContenderTraining
+from batchnorm.paper.trial.prepare import reopen
+from batchnorm.paper.trial.records import TrialFields, contenders, curves
 
 Read = Callable[[bytes], None]
 STAMP = Stamp("shard.tar", "2048", "0")
@@ -88,6 +91,13 @@ def tiny_trainer() -> Trainer:
         processes=SimpleNamespace(world_size=1, rank=1),
     )
     return trainer
+
+
+def tiny_contender() -> ContenderTraining:
+    """Return a contender of `tiny_network` that can be restored, and nothing else."""
+    training = ContenderTraining.__new__(ContenderTraining)
+    training.__dict__.update(model=(model := tiny_network()), optimizer=torch.optim.SGD(model.parameters(), 0.1, 0.9))
+    return training
 
 
 def mnist_data(folder: Path) -> Read:
@@ -185,6 +195,16 @@ def inception_settings(folder: Path) -> Read:
     return read
 
 
+def trial_settings(folder: Path) -> Read:
+    """Read config.json of `batchnorm trial`."""
+
+    def read(content: bytes) -> None:
+        (folder / "config.json").write_bytes(content)
+        reopen(folder)
+
+    return read
+
+
 def rows(folder: Path) -> Read:
     """Read rows of every kind from one file. It is refused if it has rows of no kind."""
     file = folder / "metrics.jsonl"
@@ -192,7 +212,7 @@ def rows(folder: Path) -> Read:
     def read(content: bytes) -> None:
         file.write_bytes(content)
         refused = []
-        for kind in (ArmFields, SweepFields, TrainingFields, EvaluationFields):
+        for kind in (ArmFields, SweepFields, TrainingFields, EvaluationFields, TrialFields):
             try:
                 found = read_rows(file, kind)
             except BatchNormError as error:
@@ -203,7 +223,9 @@ def rows(folder: Path) -> Read:
                 series(found, "bn", "loss")
             if kind is SweepFields:
                 [grid_means(found, arm) for arm in ARMS]
-        if len(refused) == 4:
+            if kind is TrialFields:
+                [curves(found, contender) for contender in contenders(("plain", "bn"), 0.1)]
+        if len(refused) == 5:
             raise refused[0]
 
     return read
@@ -233,6 +255,17 @@ def inception_checkpoint(folder: Path) -> Read:
     return read
 
 
+def trial_checkpoint(folder: Path) -> Read:
+    """Read a checkpoint of `batchnorm trial`, with its momentum."""
+    file, training = folder / "checkpoint-bn-x1-seed-1.pt", tiny_contender()
+
+    def read(content: bytes) -> None:
+        file.write_bytes(content)
+        training.restore(Checkpoint(file).load() or {})
+
+    return read
+
+
 def weights(suffix: str) -> Callable[[Path], Read]:
     """Return the reader of `--weights`, by the suffix of the file."""
 
@@ -258,9 +291,11 @@ READERS = {
     "image": Reader(image, "image"),
     "mnist-settings": Reader(mnist_settings, "json"),
     "inception-settings": Reader(inception_settings, "json"),
+    "trial-settings": Reader(trial_settings, "json"),
     "rows": Reader(rows, "json"),
     "mnist-checkpoint": Reader(mnist_checkpoint, "zip", 8192),
     "inception-checkpoint": Reader(inception_checkpoint, "zip", 8192),
+    "trial-checkpoint": Reader(trial_checkpoint, "zip", 8192),
     "weights-pt": Reader(weights(".pt"), "zip", 8192),
     "weights-safetensors": Reader(weights(".safetensors"), "safetensors"),
 }

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from fuzz.engine import CORPUS
-from fuzz.readers import CLASSES, PIXEL, STAMP, idx_bytes, shard_bytes, tiny_network, tiny_trainer
+from fuzz.readers import CLASSES, PIXEL, STAMP, idx_bytes, shard_bytes, tiny_contender, tiny_network, tiny_trainer
 from PIL import Image
 from safetensors.torch import save
 
@@ -17,6 +17,7 @@ from batchnorm.paper.inception.settled import run_digest, settled
 from batchnorm.paper.inception.variants import BY_NAME
 from batchnorm.paper.mnist.config import MnistConfig, config_to_json
 from batchnorm.paper.training.settings import digest, json_values
+from batchnorm.paper.trial.config import TrialSettings
 
 FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")
 ARM_ROW = {"step": 1, "arm": "bn", "loss": 0.5, "test_accuracy": 0.9, "p15": -1.0, "p50": 0.0, "p85": None}
@@ -43,6 +44,7 @@ def all_seeds() -> dict[str, dict[str, bytes]]:
         "image": {f"whole-{form.lower()}": image_bytes(form) for form in FORMATS},
         "mnist-settings": mnist_seeds(),
         "inception-settings": inception_seeds(),
+        "trial-settings": trial_seeds(),
         "rows": row_seeds(),
         "mnist-checkpoint": {
             "whole": saved({"step": 4, "diverged": False, "model": tiny_network().state_dict()}),
@@ -52,6 +54,10 @@ def all_seeds() -> dict[str, dict[str, bytes]]:
         "inception-checkpoint": {
             "whole": saved(trainer_state()),
             "no-momentum": saved({**trainer_state(), "optimizer": 1}),
+        },
+        "trial-checkpoint": {
+            "whole": saved(contender_state()),
+            "other-shape": saved({**contender_state(), "optimizer": {0: {"momentum_buffer": torch.ones(7)}}}),
         },
         "weights-pt": {"whole": saved(tiny_network().state_dict()), **strange_tensors(), "old": saved_before_1_6()},
         "weights-safetensors": {"whole": save(tiny_network().state_dict()), "other": save({"x": torch.ones(2)})},
@@ -101,6 +107,26 @@ def inception_seeds() -> dict[str, bytes]:
     return {name: as_json(value) for name, value in {"whole": saved, "whole-digest": kept}.items()}
 
 
+def trial_seeds() -> dict[str, bytes]:
+    """Return the settings of `batchnorm trial`, with a digest, and edited."""
+    settings = TrialSettings(
+        network="mine:network",
+        data="mine:batches",
+        eval_data=None,
+        loss=None,
+        metric=None,
+        subject="0123456789abcdef",
+        score="accuracy",
+        higher=True,
+        arms=("plain", "bn"),
+        why_alone="",
+        one_start=False,
+    )
+    made = {"digest": digest(settings, "trial"), "made_with": {}}
+    kept: dict[str, Any] = {"experiment": "trial", **json_values(settings), **made}
+    return {"whole": as_json(kept), "edited": as_json({**kept, "lr": 0.2})}
+
+
 def row_seeds() -> dict[str, bytes]:
     """Return records of each kind."""
     training = {"step": 1, "loss": None, "epoch": 0.5, "lr": 0.1, "waited": 0.0, "top1": 0.5, "top5": 0.9}
@@ -109,6 +135,7 @@ def row_seeds() -> dict[str, bytes]:
         "arm": [ARM_ROW, {**ARM_ROW, "step": 2}],
         "sweep": [{**ARM_ROW, "lr": 0.1, "std": 0.1, "seed": 1}],
         "training": [training, {"step": 2, "loss": None, "diverged": True}],
+        "trial": [{"arm": "bn", "times": 5.0, "lr": 0.5, "seed": 1, "step": 2, "loss": 0.5, "score": None}],
         "evaluation": [{**setting, "images": 9, "top1": 0.5, "top5": 1}],
     }
     found = {f"whole-{kind}": b"".join(as_json(row) + b"\n" for row in rows) for kind, rows in kinds.items()}
@@ -122,6 +149,14 @@ def trainer_state() -> dict[str, Any]:
     trainer.optimizer.step()
     parts = {"model": trainer.model.state_dict(), "optimizer": trainer.optimizer.state_dict()}
     return {"step": 1, "diverged": False, "classes": CLASSES, "channels": 1, "processes": 1, **parts}
+
+
+def contender_state() -> dict[str, Any]:
+    """Return a checkpoint of `batchnorm trial` whose optimizer has momentum."""
+    training = tiny_contender()
+    training.model(torch.ones(2, 1, 1, 2)).sum().backward()
+    training.optimizer.step()
+    return {"step": 1, "diverged": False, **training.state()}
 
 
 def strange_tensors() -> dict[str, bytes]:
