@@ -4,7 +4,7 @@ VENV ?= .venv
 OLDEST ?= build/oldest
 SOURCES := pyproject.toml $(wildcard CMakeLists.txt csrc/*)
 
-.PHONY: mnist inception test test-oldest docs torture fuzz gpu lint bench clean
+.PHONY: mnist inception test test-oldest docs wheels torture fuzz gpu lint bench clean
 
 mnist: $(VENV)/paper
 	$(VENV)/bin/batchnorm mnist
@@ -24,6 +24,10 @@ test-oldest: $(OLDEST)/test
 # The documentation, as pages that open without a network: build/site/index.html.
 docs: $(VENV)/lint
 	$(VENV)/bin/mkdocs build --strict
+
+# The wheels of a release, for every Python and every torch, and the sdist; about ten minutes of a processor.
+wheels: $(VENV)/wheels
+	$(VENV)/bin/python tools/build_wheels.py dist
 
 # Fail every write of short runs once, and kill them there; about 20 minutes on two cores. The tests take a sample.
 torture: $(VENV)/lint

@@ -8,7 +8,7 @@ from __future__ import annotations
 from importlib import import_module as _import_module
 from typing import Any as _Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # The module of each public name. __init__.pyi imports the same names, for type checkers and editors.
 _MODULES = {

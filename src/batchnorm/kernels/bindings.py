@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from .activation import Activation, Transform
+from .library import Library, load
 
-if TYPE_CHECKING:
-    from . import _kernels
-else:
-    try:
-        from . import _kernels
-    except ImportError:  # built without a compiler: torch's operations run instead
-        _kernels = None
+_kernels = cast(Library, load())  # or None; then `supports` keeps everyone from calling it
 
 # The code of each activation: its place in the enum of csrc/batch_norm.hpp.
 _ACTIVATIONS: dict[Activation | None, int] = {
@@ -129,15 +124,15 @@ def forward(x: Tensor, how: Transform, running: Running | None = None, size: int
     if running is None:
         batch = torch.empty(shape, dtype=torch.float32, device=CPU)
         outputs = (z.data_ptr(), batch.data_ptr(), saved.data_ptr())
-        finite = _kernels.forward(problem, x.data_ptr(), eps, *outputs, 0, 0, 0.0, 0, size)  # no running statistics
-        return Normalized(z, batch, finite, saved)
+        finite = _kernels.forward(*problem, size, eps, x.data_ptr(), *outputs, 0.0, 0, 0, 0)  # no running statistics
+        return Normalized(z, batch, bool(finite), saved)
     mean, var, momentum, count = running
     outputs = (z.data_ptr(), 0, saved.data_ptr())  # no batch statistics: the kernel blends them into the running ones
-    moved = (mean.data_ptr(), var.data_ptr(), float(momentum), _address(count))
-    finite = _kernels.forward(problem, x.data_ptr(), eps, *outputs, *moved, 0)
+    moved = (float(momentum), mean.data_ptr(), var.data_ptr(), _address(count))
+    finite = _kernels.forward(*problem, 0, eps, x.data_ptr(), *outputs, *moved)
     # Tell autograd about the write, as torch's own operations do.
     torch.autograd.graph.increment_version((mean, var) if count is None else (mean, var, count))
-    return Normalized(z, None, finite, saved)
+    return Normalized(z, None, bool(finite), saved)
 
 
 def statistics(x: Tensor) -> Tensor:
@@ -145,7 +140,7 @@ def statistics(x: Tensor) -> Tensor:
     saved = torch.empty((2, x.size(1)), dtype=torch.float64, device=CPU)
     batch = torch.empty((2, x.size(1)), dtype=torch.float32, device=CPU)
     problem = _problem(x, is_channels_last(x), Transform(None, None, 0.0), None)
-    _kernels.forward(problem, x.data_ptr(), 0.0, 0, batch.data_ptr(), saved.data_ptr(), 0, 0, 0.0, 0, 0)
+    _kernels.forward(*problem, 0, 0.0, x.data_ptr(), 0, batch.data_ptr(), saved.data_ptr(), 0.0, 0, 0, 0)
     return saved
 
 
@@ -153,7 +148,8 @@ def normalize(x: Tensor, saved: Tensor, how: Transform) -> Tensor:
     """Normalize by given mean and rstd, (2, C) in float64. The residual must have the dtype of `x`."""
     z, last = torch.empty_like(x), is_channels_last(x)
     residual = None if how.residual is None else _laid_out(how.residual, x, last)
-    _kernels.normalize(_problem(x, last, how, residual), x.data_ptr(), saved.data_ptr(), z.data_ptr())
+    problem = _problem(x, last, how, residual)
+    _kernels.inference(*problem, 0.0, x.data_ptr(), saved.data_ptr(), 0, 0, z.data_ptr())
     return z
 
 
@@ -211,7 +207,7 @@ def backward(
     # Address 0: skip this gradient.
     outputs = (_address(dx), _address(dresidual), dweight.data_ptr(), dbias.data_ptr())
     total, count = (0, 0) if whole is None else (whole.sums.data_ptr(), whole.values)
-    _kernels.backward(problem, x.data_ptr(), dz.data_ptr(), saved.data_ptr(), *outputs, total, count, size)
+    _kernels.backward(*problem, size, x.data_ptr(), dz.data_ptr(), saved.data_ptr(), *outputs, total, count)
     return Gradients(dx if want_dx else None, dweight, dbias, dresidual if follows else dz if want_dresidual else None)
 
 
@@ -220,18 +216,17 @@ def inference(x: Tensor, mean: Tensor, var: Tensor, how: Transform) -> Tensor:
     z, last = torch.empty_like(x), is_channels_last(x)
     residual = None if how.residual is None else _laid_out(how.residual, x, last)
     problem = _problem(x, last, how, residual)
-    _kernels.inference(problem, x.data_ptr(), mean.data_ptr(), var.data_ptr(), how.eps, z.data_ptr())
+    _kernels.inference(*problem, how.eps, x.data_ptr(), 0, mean.data_ptr(), var.data_ptr(), z.data_ptr())
     return z
 
 
 def update_running(running_mean: Tensor, running_var: Tensor, mean: Tensor, var: Tensor, momentum: float) -> bool:
     """Move float32 running statistics in place if the batch statistics are finite. Return True if they are."""
-    finite = _kernels.update_running(
-        running_mean.data_ptr(), running_var.data_ptr(), mean.data_ptr(), var.data_ptr(), len(mean), momentum
-    )
+    moved = (running_mean.data_ptr(), running_var.data_ptr())
+    finite = _kernels.update_running(len(mean), momentum, *moved, mean.data_ptr(), var.data_ptr())
     # Tell autograd about the write, as torch's own operations do.
     torch.autograd.graph.increment_version((running_mean, running_var))
-    return finite
+    return bool(finite)
 
 
 def _laid_out(t: Tensor, x: Tensor, last: bool | None) -> Tensor:
@@ -240,17 +235,18 @@ def _laid_out(t: Tensor, x: Tensor, last: bool | None) -> Tensor:
     return t if same and not t.is_neg() else torch.empty_like(x).copy_(t)
 
 
-def _problem(x: Tensor, channels_last: bool | None, how: Transform, residual: Tensor | None) -> _kernels.Problem:
+def _problem(x: Tensor, channels_last: bool | None, how: Transform, residual: Tensor | None) -> tuple[float, ...]:
+    """Return the fields of `batchnorm_problem` in csrc/interface.h."""
     n, c, *places = x.shape
-    return _kernels.Problem(
+    return (
         n,
         c,
         math.prod(places),
         bool(channels_last),
         x.dtype == torch.bfloat16,
         _ACTIVATIONS[how.activation],
-        how.slope,
         torch.get_num_threads(),
+        how.slope,
         _address(how.weight),
         _address(how.bias),
         _address(residual),
