@@ -3,6 +3,8 @@
 import platform
 import shutil
 import subprocess
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -26,9 +28,9 @@ def levels() -> list[str]:
 def driver(tmp_path_factory):
     """Build the program that calls the loops. It is optimized, so that the loops take most of the time."""
 
-    def build(compiler: str, loops: list[str], link: list[str]) -> Path:
+    def build(compiler: list[str], loops: list[str], link: list[str]) -> Path:
         folder = tmp_path_factory.mktemp("driver")
-        common = [compiler, "-std=c++17", "-ffp-contract=off", f"-I{ROOT / 'csrc'}"]
+        common = [*compiler, "-std=c++17", "-ffp-contract=off", f"-I{ROOT / 'csrc'}"]
         named = ["-DBATCHNORM_KERNELS=kernels_checked", '-DBATCHNORM_TARGET="checked"']
         sources = [ROOT / "csrc" / "batch_norm.cpp", ROOT / "csrc" / "threads.cpp"]
         subprocess.run(
@@ -50,18 +52,27 @@ def test_the_loops_stay_inside_their_blocks_and_are_right(driver, level):
     pool = ["-Wl,--no-as-needed", "-fopenmp"] if platform.system() == "Linux" else []
     # Arithmetic that is undefined is so at any width; its checks double the time of the compiler.
     sanitizers = "-fsanitize=address,undefined" if level == levels()[-1] else "-fsanitize=address"
-    program = driver(COMPILER, [*CHECKED, sanitizers, *filter(None, [level])], pool)
+    assert COMPILER is not None
+    program = driver([COMPILER], [*CHECKED, sanitizers, *filter(None, [level])], pool)
     done = subprocess.run([program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout == f"{EVERY_RUN}, {'two threads' if pool else 'one thread'}\n"
 
 
-CROSS, QEMU = shutil.which("aarch64-linux-gnu-g++"), shutil.which("qemu-aarch64")
+def cross_compiler() -> list[str] | None:
+    """Return the command of a compiler for aarch64: GCC's, or that of the extra `wheels`."""
+    if found := shutil.which("aarch64-linux-gnu-g++"):
+        return [found]
+    return [sys.executable, "-m", "ziglang", "c++", "-target", "aarch64-linux-musl"] if find_spec("ziglang") else None
+
+
+CROSS, QEMU = cross_compiler(), shutil.which("qemu-aarch64")
 
 
 @pytest.mark.skipif(CROSS is None or QEMU is None, reason="no cross compiler or emulator for aarch64")
 def test_the_same_loops_on_neon(driver):
-    program = driver(CROSS, ["-O1"], ["-static"])
+    assert CROSS is not None
     assert QEMU is not None
+    program = driver(CROSS, ["-O1"], ["-static"])
     done = subprocess.run([QEMU, program], capture_output=True, text=True, check=False)
     assert done.stdout == f"{EVERY_RUN}, one thread\n", done.stdout + done.stderr
