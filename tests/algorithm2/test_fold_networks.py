@@ -89,23 +89,47 @@ def test_a_known_network_folds_whole(name):
     assert result.folded == len(result.rows) > 0, result
 
 
+def through_onnx(model, x, path):
+    """Return what ONNX Runtime computes for the exported model, and the stored file."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # the exporter's own warnings
+        program = torch.onnx.export(model, (x,), dynamo=True, verbose=False)
+    assert program is not None
+    program.save(path)
+    session = onnxruntime.InferenceSession(path)
+    (got,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    return torch.from_numpy(got), path.read_bytes()
+
+
+def difference(got, wanted):
+    return ((got - wanted).abs().max() / wanted.abs().max()).item()
+
+
 @pytest.mark.parametrize(
     "name", ["resnet18", "shufflenet_v2_x0_5", "mnasnet0_5", "mobilenetv3_small_050", "levit_128s"]
 )
 def test_onnx_runtime_computes_the_same(name, tmp_path):
-    onnxruntime = pytest.importorskip("onnxruntime")
-    pytest.importorskip("onnxscript")
     model, size = zoo_network(name)
     x = torch.randn(1, 3, size, size)
-    folded = bn.fold(model, x).model
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # the exporter's own warnings
-        program = torch.onnx.export(folded, (x,), dynamo=True, verbose=False)
-        assert program is not None
-        wanted = model(x).numpy()
-    program.save(tmp_path / "folded.onnx")
-    stored = (tmp_path / "folded.onnx").read_bytes()
+    got, stored = through_onnx(bn.fold(model, x).model, x, tmp_path / "folded.onnx")
     assert b"BatchNormalization" not in stored
-    session = onnxruntime.InferenceSession(tmp_path / "folded.onnx")
-    (got,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
-    assert abs(got - wanted).max() / abs(wanted).max() < 1e-5  # float32 sums in another order
+    assert difference(got, model(x).detach()) < 1e-5  # float32 sums in another order
+
+
+# ReLU and sums of two tensors; ReLU6; Hardswish and SiLU of timm's layers.
+@pytest.mark.parametrize(
+    ("name", "fold"),
+    [("resnet18", False), ("mobilenet_v2", False), ("mobilenetv3_small_050", True), ("tf_efficientnet_b0", True)],
+)
+def test_fused_networks_are_plain_operations_in_onnx(name, fold, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    model, size = zoo_network(name)
+    x = torch.randn(1, 3, size, size)
+    wanted = model(x).detach()
+    fused = bn.fuse(model, x).model.eval()
+    assert any(isinstance(layer, bn.BatchNorm2d) and layer.activation for layer in fused.modules())
+    got, _ = through_onnx(bn.fold(fused, x).model if fold else fused, x, tmp_path / "network.onnx")
+    assert {node.domain for node in onnx.load(tmp_path / "network.onnx").graph.node} == {""}  # ONNX's own operations
+    assert difference(got, wanted) < 1e-5
