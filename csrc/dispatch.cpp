@@ -3,6 +3,10 @@
 #include <cstring>
 #include <initializer_list>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 #include "batch_norm.hpp"
 
 namespace batchnorm {
@@ -12,14 +16,37 @@ extern const Kernels kernels_v2, kernels_v3, kernels_v4, kernels_v4_bf16;
 
 namespace {
 
+// The registers eax, ebx, ecx and edx that the processor gives for a leaf, 0 if it does not have the leaf.
+struct Leaf {
+    unsigned a = 0, b = 0, c = 0, d = 0;
+
+    explicit Leaf(unsigned leaf, unsigned part = 0) { __get_cpuid_count(leaf, part, &a, &b, &c, &d); }
+};
+
+// The register sets that the operating system saves.
+unsigned saved_registers() {
+    unsigned low, high;
+    __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    return low;
+}
+
+// Returns true if all bits of `wanted` are set.
+bool has(unsigned bits, unsigned wanted) { return (bits & wanted) == wanted; }
+
+constexpr unsigned bit(int number) { return 1u << number; }
+
+// The processor is asked here, because __builtin_cpu_supports finds no instruction set at all with Zig's runtime.
 const Kernels& widest() {
-    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") || !__builtin_cpu_supports("bmi") ||
-        !__builtin_cpu_supports("bmi2"))
+    constexpr unsigned fma = bit(12), osxsave = bit(27), avx = bit(28);                                // leaf 1, ecx
+    constexpr unsigned bmi1 = bit(3), avx2 = bit(5), bmi2 = bit(8);                                    // leaf 7, ebx
+    constexpr unsigned avx512f = bit(16), avx512dq = bit(17), avx512bw = bit(30), avx512vl = bit(31);  // leaf 7, ebx
+    constexpr unsigned avx512bf16 = bit(5);    // leaf 7, part 1, eax
+    constexpr unsigned ymm = 0x6, zmm = 0xe6;  // saved registers
+    const unsigned features = Leaf(7).b;
+    if (!has(Leaf(1).c, fma | osxsave | avx) || !has(features, bmi1 | avx2 | bmi2) || !has(saved_registers(), ymm))
         return kernels_v2;
-    if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
-        !__builtin_cpu_supports("avx512dq") || !__builtin_cpu_supports("avx512vl"))
-        return kernels_v3;
-    return __builtin_cpu_supports("avx512bf16") ? kernels_v4_bf16 : kernels_v4;
+    if (!has(features, avx512f | avx512dq | avx512bw | avx512vl) || !has(saved_registers(), zmm)) return kernels_v3;
+    return has(Leaf(7, 1).a, avx512bf16) ? kernels_v4_bf16 : kernels_v4;
 }
 
 // The environment may ask for a narrower one: BATCHNORM_TARGET=x86-64-v2. The tests do.

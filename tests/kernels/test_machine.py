@@ -88,6 +88,24 @@ def test_threads_of_python_may_call_at_once():
     assert all(torch.equal(a, b) for result in results for a, b in zip(result, want, strict=True))
 
 
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="one instruction set alone")
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="the oracle is Linux's list")
+@pytest.mark.skipif("BATCHNORM_TARGET" in os.environ, reason="another target was asked for")
+def test_the_target_is_the_widest_that_linux_lists():
+    flags = set(Path("/proc/cpuinfo").read_text().partition("flags")[2].partition("\n")[0].split())
+    wider = {
+        "x86-64-v3": {"avx2", "fma", "bmi1", "bmi2"},
+        "x86-64-v4": {"avx512f", "avx512bw", "avx512dq", "avx512vl"},
+        "x86-64-v4+bf16": {"avx512_bf16"},
+    }
+    want = "x86-64-v2"
+    for target, needed in wider.items():
+        if not needed <= flags:
+            break
+        want = target
+    assert bn.kernel_target() == want
+
+
 NARROW = """
 import itertools, sys, torch, typing
 from batchnorm.kernels import bindings, dispatch
