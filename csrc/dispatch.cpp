@@ -26,7 +26,7 @@ struct Leaf {
 // The register sets that the operating system saves.
 unsigned saved_registers() {
     unsigned low, high;
-    __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
     return low;
 }
 
@@ -37,15 +37,14 @@ constexpr unsigned bit(int number) { return 1u << number; }
 
 // The processor is asked here, because __builtin_cpu_supports finds no instruction set at all with Zig's runtime.
 const Kernels& widest() {
-    constexpr unsigned fma = bit(12), osxsave = bit(27), avx = bit(28);                                // leaf 1, ecx
-    constexpr unsigned bmi1 = bit(3), avx2 = bit(5), bmi2 = bit(8);                                    // leaf 7, ebx
-    constexpr unsigned avx512f = bit(16), avx512dq = bit(17), avx512bw = bit(30), avx512vl = bit(31);  // leaf 7, ebx
-    constexpr unsigned avx512bf16 = bit(5);    // leaf 7, part 1, eax
-    constexpr unsigned ymm = 0x6, zmm = 0xe6;  // saved registers
-    const unsigned features = Leaf(7).b;
-    if (!has(Leaf(1).c, fma | osxsave | avx) || !has(features, bmi1 | avx2 | bmi2) || !has(saved_registers(), ymm))
-        return kernels_v2;
-    if (!has(features, avx512f | avx512dq | avx512bw | avx512vl) || !has(saved_registers(), zmm)) return kernels_v3;
+    // movbe, f16c, osxsave, avx, fma; lzcnt; bmi1, avx2, bmi2; avx512 f, dq, cd, bw, vl
+    constexpr unsigned v3_c1 = bit(22) | bit(29) | bit(27) | bit(28) | bit(12), v3_extended = bit(5);
+    constexpr unsigned v3_b7 = bit(3) | bit(5) | bit(8), v4_b7 = bit(16) | bit(17) | bit(28) | bit(30) | bit(31);
+    constexpr unsigned ymm = 0x6, zmm = 0xe6, avx512bf16 = bit(5);
+    const unsigned b7 = Leaf(7).b;
+    const bool v3 = has(Leaf(1).c, v3_c1) && has(Leaf(0x80000001).c, v3_extended) && has(b7, v3_b7);
+    if (!v3 || !has(saved_registers(), ymm)) return kernels_v2;
+    if (!has(b7, v4_b7) || !has(saved_registers(), zmm)) return kernels_v3;
     return has(Leaf(7, 1).a, avx512bf16) ? kernels_v4_bf16 : kernels_v4;
 }
 

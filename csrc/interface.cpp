@@ -91,10 +91,13 @@ void backward(const batchnorm_backward_call& b) {
 
 void inference(const batchnorm_inference_call& f) {
     const Problem p = problem(f.problem);
-    std::vector<double> own(f.saved ? 0 : 2 * p.c);
-    for (int64_t c = 0; !f.saved && c < p.c; ++c) {
-        own[c] = f.mean[c];
-        own[p.c + c] = 1.0 / std::sqrt(f.var[c] + f.eps);
+    std::vector<double> own;
+    if (!f.saved) {
+        own.resize(2 * p.c);
+        for (int64_t c = 0; c < p.c; ++c) {
+            own[c] = f.mean[c];
+            own[p.c + c] = 1.0 / std::sqrt(f.var[c] + f.eps);
+        }
     }
     const double* mean = f.saved ? f.saved : own.data();
     run(kernels().inference, Inference{p, f.x, mean, mean + p.c, f.z});
@@ -102,8 +105,7 @@ void inference(const batchnorm_inference_call& f) {
 
 }  // namespace
 
-const int64_t batchnorm_sizes[4] = {sizeof(batchnorm_forward_call), sizeof(batchnorm_backward_call),
-                                    sizeof(batchnorm_inference_call), sizeof(batchnorm_running_call)};
+const int64_t batchnorm_interface = 1;
 
 int batchnorm_forward(const batchnorm_forward_call* call) {
     return guarded([&] { return forward(*call) ? 1 : 0; });

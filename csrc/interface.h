@@ -72,15 +72,17 @@ typedef struct {
 
 /* Return 1 if the batch statistics are finite, 0 if they are not, -1 if memory ran out. */
 int batchnorm_forward(const batchnorm_forward_call*);
-int batchnorm_running(const batchnorm_running_call*);
 
 /* Return 0, or -1 if memory ran out. */
 int batchnorm_backward(const batchnorm_backward_call*);
 int batchnorm_inference(const batchnorm_inference_call*);
 
-/* The sizes of the structs of the four calls, in the order above: forward, backward, inference, running. A caller that
-   was built for other structs sees it here. */
-extern const int64_t batchnorm_sizes[4];
+/* Move the running statistics if the batch statistics are finite. Return 1 if they are, or 0. */
+int batchnorm_running(const batchnorm_running_call*);
+
+/* The number of this interface. It grows with every change above, so that a caller knows a library that is not its own.
+ */
+extern const int64_t batchnorm_interface;
 
 /* Return the instruction set in use, such as "x86-64-v4". */
 const char* batchnorm_target(void);

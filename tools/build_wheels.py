@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -50,22 +51,24 @@ def build_for(processor: str, folder: Path) -> Path:
         compiler = Path(temporary, "c++")
         compiler.write_text(COMPILER.format(python=sys.executable, target=f"{processor}-linux-gnu.{GLIBC}"))
         compiler.chmod(0o755)
-        platform = f"manylinux_{GLIBC.replace('.', '_')}_{processor}"
         cmake = [
             "CMAKE_SYSTEM_NAME=Linux",
             f"CMAKE_SYSTEM_PROCESSOR={processor}",
             f"CMAKE_CXX_COMPILER={compiler}",
             "CMAKE_MODULE_LINKER_FLAGS=-s",  # not install.strip, which knows this machine's processor only
         ]
-        defined = " ".join(f"-D{line}" for line in cmake)
-        build(
-            folder,
-            "--wheel",
-            "--config-setting=install.strip=false",
-            environment={"CMAKE_ARGS": defined, "_PYTHON_HOST_PLATFORM": platform},
-        )
-    (wheel,) = folder.glob(f"batchnorm-*-py3-none-{platform}.whl")
-    return wheel
+        arguments = " ".join(f"-D{line}" for line in cmake)
+        built = Path(temporary, "built")
+        build(built, "--wheel", "--config-setting=install.strip=false", environment={"CMAKE_ARGS": arguments})
+        (wheel,) = built.iterdir()
+        return renamed(wheel, f"manylinux_{GLIBC.replace('.', '_')}_{processor}", folder)
+
+
+def renamed(wheel: Path, platform: str, folder: Path) -> Path:
+    """Put the wheel into the folder, under the name of the platform that it was built for. Return its path."""
+    tagged = run("wheel", "tags", "--remove", f"--platform-tag={platform}", str(wheel)).split()[-1]
+    folder.mkdir(parents=True, exist_ok=True)
+    return Path(shutil.move(wheel.with_name(tagged), folder / tagged))
 
 
 def build(folder: Path, *options: str, environment: dict[str, str] | None = None) -> None:
@@ -75,14 +78,18 @@ def build(folder: Path, *options: str, environment: dict[str, str] | None = None
 
 
 def audit(wheel: Path) -> None:
-    """Let auditwheel say which systems the wheel runs on. End if they are fewer than its name promises."""
-    shown = subprocess.run(
-        [sys.executable, "-m", "auditwheel", "show", str(wheel)], check=True, capture_output=True, text=True
-    ).stdout
+    """Let auditwheel say which systems the wheel runs on. End if they are not those that its name promises."""
+    shown = run("auditwheel", "show", str(wheel))
     print(shown)
     promised = wheel.stem.rpartition("-")[2]
-    if f'"{promised}"' not in " ".join(shown.split()):
-        sys.exit(f"{wheel.name}: auditwheel does not confirm {promised}")
+    if f'"{promised}"' not in shown:
+        sys.exit(f"{wheel.name}: auditwheel does not confirm {promised}: see above")
+
+
+def run(module: str, *arguments: str) -> str:
+    """Run a module's command. Return what it prints."""
+    command = [sys.executable, "-m", module, *arguments]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
 if __name__ == "__main__":

@@ -82,7 +82,7 @@ def test_ctrl_c_ends_with_its_usual_status(run, monkeypatch):
 def test_a_notice_says_that_the_kernels_are_missing(monkeypatch, capsys, target):
     monkeypatch.setattr(bindings, "kernel_target", lambda: target)
     kernels.warn_without_kernels()
-    assert ("installed without its compiled CPU kernels" in capsys.readouterr().err) is (target is None)
+    assert ("runs without its compiled CPU kernels" in capsys.readouterr().err) is (target is None)
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_every_command_that_computes_gives_the_notice(monkeypatch, run, capsys, 
     monkeypatch.setattr(bindings, "kernel_target", lambda: None)
     with pytest.raises(SystemExit):
         run(*arguments)
-    assert "installed without its compiled CPU kernels" in capsys.readouterr().err
+    assert "runs without its compiled CPU kernels" in capsys.readouterr().err
 
 
 def test_a_word_that_is_no_command_lists_the_commands(run, capsys):

@@ -94,8 +94,8 @@ def test_threads_of_python_may_call_at_once():
 def test_the_target_is_the_widest_that_linux_lists():
     flags = set(Path("/proc/cpuinfo").read_text().partition("flags")[2].partition("\n")[0].split())
     wider = {
-        "x86-64-v3": {"avx2", "fma", "bmi1", "bmi2"},
-        "x86-64-v4": {"avx512f", "avx512bw", "avx512dq", "avx512vl"},
+        "x86-64-v3": {"avx2", "fma", "bmi1", "bmi2", "movbe", "f16c", "abm"},
+        "x86-64-v4": {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"},
         "x86-64-v4+bf16": {"avx512_bf16"},
     }
     want = "x86-64-v2"

@@ -303,6 +303,14 @@ def test_without_compiled_kernels_torch_gives_the_same_results(monkeypatch):
         torch.testing.assert_close(ours, torchs, rtol=1e-4, atol=1e-4)
 
 
+def test_an_exported_program_says_that_it_wants_the_kernels(monkeypatch):
+    layer, x = bn.BatchNorm2d(3), torch.randn(4, 3, 5, 5)
+    program = torch.export.export(layer, (x,)).module()
+    monkeypatch.setattr(bindings, "_kernels", None)
+    with pytest.raises(bn.BatchNormError, match=r"wants the compiled kernels.*this installation has none"):
+        program(x)
+
+
 @pytest.mark.parametrize("start", [torch.tensor(4), torch.tensor(4.0), torch.tensor(4, dtype=torch.int32)], ids=str)
 def test_batches_are_counted_in_whatever_type_the_count_came(start):
     layer = bn.BatchNorm1d(3)

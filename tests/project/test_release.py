@@ -65,6 +65,16 @@ def test_the_sdist_holds_the_sources_and_no_records(sdist):
     assert not [name for name in names if name.startswith("records")]
 
 
-@pytest.mark.parametrize(("file", "pattern"), [("CITATION.cff", r"^version: (.*)$"), ("CHANGELOG.md", r"^## (\d\S*)")])
-def test_every_page_names_the_version_of_the_package(file, pattern):
-    assert re.findall(pattern, (ROOT / file).read_text(), re.MULTILINE)[0] == bn.__version__
+WHEEL = r"batchnorm-([\d.]+)-py3"
+VERSIONS = {
+    "CITATION.cff": r"^version: (.*)$",
+    "CHANGELOG.md": r"^## (\d\S*)",
+    "README.md": WHEEL,
+    "README.zh-CN.md": WHEEL,
+    "docs/kernels.md": WHEEL,
+}
+
+
+@pytest.mark.parametrize("file", VERSIONS)
+def test_every_page_names_the_version_of_the_package(file):
+    assert re.findall(VERSIONS[file], (ROOT / file).read_text(), re.MULTILINE)[0] == bn.__version__

@@ -6,7 +6,7 @@ import sys
 
 
 def warn_without_kernels() -> None:
-    """Print a notice on stderr if batchnorm was installed without its compiled kernels.
+    """Print a notice on stderr if batchnorm runs without its compiled kernels.
 
     pip shows the output of a failed build only with -v, so a user may not know.
     """
@@ -14,8 +14,8 @@ def warn_without_kernels() -> None:
 
     if kernel_target() is None:
         print(
-            "batchnorm: installed without its compiled CPU kernels. Torch's own operations run instead, slower. "
-            "Install a C++17 compiler (Debian, Ubuntu: apt install g++) and batchnorm again; pip install -v shows why "
-            "the build failed.",
+            "batchnorm: runs without its compiled CPU kernels, on torch's own operations, slower. On Linux install a "
+            "manylinux wheel of batchnorm, or build it from source with a C++17 compiler (Debian, Ubuntu: apt install "
+            "g++); pip install -v shows why a build failed.",
             file=sys.stderr,
         )

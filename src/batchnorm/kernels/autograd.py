@@ -161,6 +161,12 @@ def _coerced(x: Tensor, how: Transform) -> tuple[Tensor, Transform]:
 
     An exported program may be cast, or run under autocast, with other dtypes and strides than it was exported with.
     """
+    if not bindings.installed():
+        raise BatchNormError(
+            "batchnorm::normalize_by_batch wants the compiled kernels, with which this program was exported; this "
+            "installation has none (bn.kernel_target() is None). Install batchnorm with them, or export the network "
+            "again here."
+        )
     x = x.float() if x.dtype == torch.float16 else x
     weight, bias = (t if t is None else t.float().contiguous() for t in (how.weight, how.bias))
     residual = how.residual if how.residual is None else how.residual.to(x.dtype)

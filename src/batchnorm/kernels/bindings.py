@@ -11,7 +11,7 @@ from torch import Tensor
 from .activation import Activation, Transform
 from .library import Library, load
 
-_kernels = cast(Library, load())  # or None; then `supports` keeps everyone from calling it
+_kernels = cast(Library, load())  # or None; `installed` tells
 
 # The code of each activation: its place in the enum of csrc/batch_norm.hpp.
 _ACTIVATIONS: dict[Activation | None, int] = {

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from . import __path__ as FOLDERS
 
-# Beside this module pkgutil would take the library for a module, because of its suffix.
-FILES = ("lib/libbatchnorm.so", "lib/libbatchnorm.dylib")
+# In a folder of its own: beside this module pkgutil would take it for a module, because of its suffix.
+FILE = Path("lib", "libbatchnorm.so")
+INTERFACE = 1  # batchnorm_interface in csrc/interface.cpp
 # The structs of csrc/interface.h, field by field. Packing one and passing it costs 0.7 us; ctypes takes 3.7 us for as
 # many arguments, and 10 us for a ctypes.Structure.
 PROBLEM = "3q4if3P"
@@ -28,15 +29,17 @@ class Library:
 
     Raises:
         OSError: the file is no library that this machine can load.
-        ImportError: the library was built from other structs than these.
+        ImportError: the library was built for another interface than this.
     """
 
     def __init__(self, file: Path) -> None:
         self._loaded = ctypes.CDLL(str(file))
-        sizes = [layout.size for layout in (FORWARD, BACKWARD, INFERENCE, RUNNING)]
-        built = list((ctypes.c_int64 * 4).in_dll(self._loaded, "batchnorm_sizes"))
-        if built != sizes:
-            raise ImportError(f"{file} was built for structs of {built} bytes; wanted {sizes}; install batchnorm again")
+        try:
+            built = ctypes.c_int64.in_dll(self._loaded, "batchnorm_interface").value
+        except ValueError:  # no such symbol
+            built = None
+        if built != INTERFACE:
+            raise ImportError(f"{file} has interface {built}; wanted {INTERFACE}; install batchnorm again")
         self.forward = self._function("batchnorm_forward", FORWARD)
         self.backward = self._function("batchnorm_backward", BACKWARD)
         self.inference = self._function("batchnorm_inference", INFERENCE)
@@ -79,12 +82,15 @@ def load() -> Library | None:
     try:
         return Library(file)
     except OSError as error:
-        reason = f"batchnorm's compiled kernels cannot be loaded: {error}. Torch's own operations run instead, slower."
+        reason = (
+            f"batchnorm's compiled kernels cannot be loaded: {error}. Torch's own operations run instead, slower. "
+            "Install batchnorm again, from source with a C++17 compiler"
+        )
         warnings.warn(reason, RuntimeWarning, stacklevel=2)
         return None
 
 
 def installed_file() -> Path | None:
     """Return the installed library, or None. In an editable install the package has two folders, and one has it."""
-    candidates = (Path(folder, name) for folder in FOLDERS for name in FILES)
-    return next((file for file in candidates if file.exists()), None)
+    files = (folder / FILE for folder in map(Path, FOLDERS))
+    return next((file for file in files if file.exists()), None)
