@@ -146,11 +146,7 @@ def statistics(x: Tensor) -> Tensor:
 
 def normalize(x: Tensor, saved: Tensor, how: Transform) -> Tensor:
     """Normalize by given mean and rstd, (2, C) in float64. The residual must have the dtype of `x`."""
-    z, last = torch.empty_like(x), is_channels_last(x)
-    residual = None if how.residual is None else _laid_out(how.residual, x, last)
-    problem = _problem(x, last, how, residual)
-    _kernels.inference(*problem, 0.0, x.data_ptr(), saved.data_ptr(), 0, 0, z.data_ptr())
-    return z
+    return _normalized(x, how, saved.data_ptr(), 0, 0)
 
 
 class Whole(NamedTuple):
@@ -213,10 +209,15 @@ def backward(
 
 def inference(x: Tensor, mean: Tensor, var: Tensor, how: Transform) -> Tensor:
     """Normalize by given statistics. The residual must have the dtype of `x`."""
+    return _normalized(x, how, 0, mean.data_ptr(), var.data_ptr())
+
+
+def _normalized(x: Tensor, how: Transform, saved: int, mean: int, var: int) -> Tensor:
+    """Normalize by the statistics at these addresses: `saved`, or else `mean` and `var`."""
     z, last = torch.empty_like(x), is_channels_last(x)
     residual = None if how.residual is None else _laid_out(how.residual, x, last)
     problem = _problem(x, last, how, residual)
-    _kernels.inference(*problem, how.eps, x.data_ptr(), 0, mean.data_ptr(), var.data_ptr(), z.data_ptr())
+    _kernels.inference(*problem, how.eps, x.data_ptr(), saved, mean, var, z.data_ptr())
     return z
 
 
