@@ -98,4 +98,9 @@ def rescaled(variant: Variant, lr: float, decay_every: float) -> Variant:
 
 def learning_rate(variant: Variant, epoch: float) -> float:
     """Return the learning rate after `epoch` epochs of the whole training set: 4 % less after each `decay_every`."""
-    return variant.lr * DECAY ** int(epoch / variant.decay_every + 1e-9)  # 4 / (8 / 6) rounds to just below 3.
+    return decayed(variant.lr, epoch, variant.decay_every)
+
+
+def decayed(lr: float, passed: float, every: float) -> float:
+    """Return the learning rate: 4 % less each time that `every` has passed."""
+    return lr * DECAY ** int(passed / every + 1e-9)  # 4 / (8 / 6) rounds to just below 3.

@@ -17,7 +17,7 @@ from ...algorithm2.freeze import statistics_frozen
 from ...algorithm2.recalibrate import recalibrate
 from ...errors import BatchNormError
 from ..inception.recipe import accelerate
-from ..inception.variants import DECAY
+from ..inception.variants import decayed
 from ..training.checkpoint import Checkpoint, load_tensors
 from ..training.loop import train
 from ..training.rows import Row
@@ -84,8 +84,8 @@ class ContenderTraining:
 
     def rate(self, step: int) -> float:
         """Return the learning rate of a step: 4 % less after each `decay_every`."""
-        decays = int(step / self.decay_every + 1e-9) if self.decay_every else 0  # 4 / (8 / 6) rounds to just below 3
-        return self._job.contender.lr * DECAY**decays
+        lr = self._job.contender.lr
+        return decayed(lr, step, self.decay_every) if self.decay_every else lr
 
     def measure(self) -> Row:
         """Measure the network on the held-out batches, by population statistics of training batches."""
