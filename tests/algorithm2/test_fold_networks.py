@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.folding import ROUNDED, error, norms, randomized
+from support.folding import ROUNDED, difference, error, norms, randomized
 from torch import nn
 
 import batchnorm as bn
@@ -101,10 +101,6 @@ def through_onnx(model, x, path):
     session = onnxruntime.InferenceSession(path)
     (got,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     return torch.from_numpy(got), path.read_bytes()
-
-
-def difference(got, wanted):
-    return ((got - wanted).abs().max() / wanted.abs().max()).item()
 
 
 @pytest.mark.parametrize(

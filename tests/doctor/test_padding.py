@@ -17,25 +17,29 @@ def mnist(seed):
     return images.view(COUNT, SIZE, 1, 28, 28)
 
 
-def garments(seed):
-    """Return textured shapes as Fashion-MNIST has them: tall or broad, in the middle, touching some of the sides."""
+def textured(seed, box):
+    """Return empty pictures with a textured rectangle each: `box` draws its top, left, height and width."""
     generator = torch.Generator().manual_seed(seed)
     images = torch.zeros(COUNT * SIZE, 1, 28, 28)
     for image in images:
-        height, width = torch.randint(10, 29, (2,), generator=generator).tolist()
-        top, left = (28 - height) // 2, (28 - width) // 2
+        top, left, height, width = box(generator)
         image[:, top : top + height, left : left + width] = torch.rand(1, height, width, generator=generator) + 0.1
     return images.view(COUNT, SIZE, 1, 28, 28)
 
 
+def garments(seed):
+    """Return textured shapes as Fashion-MNIST has them: tall or broad, in the middle, touching some of the sides."""
+
+    def box(generator):
+        height, width = torch.randint(10, 29, (2,), generator=generator).tolist()
+        return (28 - height) // 2, (28 - width) // 2, height, width
+
+    return textured(seed, box)
+
+
 def placed(seed):
     """Return small textured squares anywhere in an empty picture."""
-    generator = torch.Generator().manual_seed(seed)
-    images = torch.zeros(COUNT * SIZE, 1, 28, 28)
-    for image in images:
-        top, left = torch.randint(0, 17, (2,), generator=generator).tolist()
-        image[:, top : top + 12, left : left + 12] = torch.rand(1, 12, 12, generator=generator) + 0.1
-    return images.view(COUNT, SIZE, 1, 28, 28)
+    return textured(seed, lambda generator: (*torch.randint(0, 17, (2,), generator=generator).tolist(), 12, 12))
 
 
 def photos(seed):

@@ -51,6 +51,13 @@ def spelled_out(layout: str) -> str:
     return re.sub(r"(\d+)(\w)", lambda found: int(found[1]) * found[2], layout.removeprefix("@"))
 
 
+def shown_by(*tool: str) -> str:
+    """Return what a tool prints of the installed library."""
+    file = library.installed_file()
+    assert file is not None
+    return subprocess.run([*tool, file], check=True, capture_output=True, text=True).stdout
+
+
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_structs_have_the_fields_of_the_header(name):
     assert spelled_out(LAYOUTS[name].format) == packed(name)
@@ -72,10 +79,8 @@ def test_the_header_is_c(tmp_path):
 @needs_kernels
 @pytest.mark.skipif(sys.platform != "linux" or not shutil.which("readelf"), reason="reads ELF files")
 def test_the_library_needs_neither_torch_nor_python():
-    file = library.installed_file()
-    assert file is not None
-    shown = subprocess.run(["readelf", "-d", "--wide", file], check=True, capture_output=True, text=True).stdout
-    needed = {name.partition(".so")[0] for name in re.findall(r"NEEDED.*\[(.*)\]", shown)}
+    found = re.findall(r"NEEDED.*\[(.*)\]", shown_by("readelf", "-d", "--wide"))
+    needed = {name.partition(".so")[0] for name in found}
     assert needed <= {
         "libc",
         "libm",
@@ -92,10 +97,7 @@ def test_the_library_needs_neither_torch_nor_python():
 @pytest.mark.skipif(sys.platform != "linux" or not shutil.which("nm"), reason="reads ELF files")
 def test_the_library_shows_its_interface_alone():
     """Zig links a C++ runtime in. If the process has another one, neither may replace a part of the other."""
-    file = library.installed_file()
-    assert file is not None
-    shown = subprocess.run(["nm", "-D", "--defined-only", file], check=True, capture_output=True, text=True).stdout
-    names = {line.split()[-1] for line in shown.splitlines()}
+    names = {line.split()[-1] for line in shown_by("nm", "-D", "--defined-only").splitlines()}
     assert names == set(re.findall(r"\b(batchnorm_\w+)(?=\(|;)", HEADER.read_text())) - {*LAYOUTS, "batchnorm_problem"}
 
 

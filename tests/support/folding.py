@@ -37,7 +37,12 @@ def error(model, other, *inputs):
     inputs = [x.double() for x in inputs]
     with torch.no_grad():
         wanted = copy.deepcopy(model).double().eval()(*inputs)
-        return float((copy.deepcopy(other).double()(*inputs) - wanted).abs().max() / wanted.abs().max())
+        return difference(copy.deepcopy(other).double()(*inputs), wanted)
+
+
+def difference(got, wanted):
+    """Return the largest difference of two tensors, relative to the largest value of the second."""
+    return float((got - wanted).abs().max() / wanted.abs().max())
 
 
 def norms(model):
