@@ -422,3 +422,7 @@ def test_distributed_data_parallel(tmp_path):
     assert first == second
     assert first[:2] == [[], False]
     assert first[2] != network().conv.weight.tolist()
+
+
+def test_a_network_that_is_one_layer_has_a_name_in_the_table():
+    assert str(bn.freeze(nn.BatchNorm1d(3))).splitlines()[2].startswith("(itself)  frozen")

@@ -644,3 +644,8 @@ def test_torchs_averaged_model():
     torch.testing.assert_close(layer.running_var, values.var(0), rtol=1e-5, atol=1e-5)
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     averaged.eval()(batches[0])
+
+
+def test_a_network_that_is_one_layer_has_a_name_in_the_table():
+    printed = str(bn.recalibrate(nn.BatchNorm1d(3), [torch.randn(4, 3)]))
+    assert printed.splitlines()[2].startswith("(itself)  recalibrated")

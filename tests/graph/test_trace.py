@@ -293,6 +293,12 @@ def test_a_wrapper_is_refused_by_name(wrapped, inside):
         trace(wrapped(nn.Sequential(nn.Linear(4, 4))), torch.randn(3, 4))
 
 
+@pytest.mark.parametrize("kind", [nn.BatchNorm2d, bn.BatchNorm2d])
+def test_one_layer_alone_is_no_network_to_train(kind):
+    with pytest.raises(bn.BatchNormError, match=r"one layer, BatchNorm2d\. Put it into one: torch\.nn\.Sequential"):
+        trace(kind(4), torch.randn(IMAGE), trainable=True)
+
+
 @pytest.mark.parametrize("trainable", [False, True])
 def test_a_compiled_part_is_seen_through(trainable):
     inside = nn.Sequential(nn.BatchNorm1d(4), nn.ReLU())

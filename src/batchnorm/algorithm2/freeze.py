@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import BatchNormError
 from ..graph.batches import check_module
-from .results import count, format_table
+from .results import count, format_table, shown
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -88,7 +88,7 @@ class FreezeResult:
 
     def __str__(self) -> str:
         words = {True: "frozen", False: "free", None: "none"}
-        cells = [(r.name, r.outcome, r.kind, words[r.statistics], words[r.affine], r.reason) for r in self.rows]
+        cells = [(shown(r.name), r.outcome, r.kind, words[r.statistics], words[r.affine], r.reason) for r in self.rows]
         table = format_table(("name", "outcome", "kind", "statistics", "affine", "reason"), cells)
         return f"{table}\nafter {self._call}: {self.frozen} frozen, {self.partly} partly, {self.free} free"
 

@@ -20,7 +20,7 @@ from .freeze import statistics_frozen
 from .observation import Tracked, observe
 from .processes import merge_across_processes, report_failure
 from .progress import reported
-from .results import count, format_table
+from .results import count, format_table, shown
 
 RecalibrateOutcome = Literal["recalibrated", "kept"]
 
@@ -84,7 +84,7 @@ class RecalibrateResult:
 
     def __str__(self) -> str:
         header = ("name", "outcome", "values", "mean shift (old std)", "std ratio, min", "max", "reason")
-        cells = [(r.name, r.outcome, r.values, r.mean_shift, r.std_low, r.std_high, r.reason) for r in self.rows]
+        cells = [(shown(r.name), r.outcome, r.values, r.mean_shift, r.std_low, r.std_high, r.reason) for r in self.rows]
         counts = f"{self.recalibrated} recalibrated, {self.kept} kept"
         return "\n".join([format_table(header, cells), counts, *map(printable, self.left_out)])
 

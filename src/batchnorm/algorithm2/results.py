@@ -22,6 +22,11 @@ def count(rows: Iterable[Row], outcome: str) -> int:
     return sum(row.outcome == outcome for row in rows)
 
 
+def shown(name: str) -> str:
+    """Return the name of a layer for a table. A network that is one layer has an empty name in itself."""
+    return name or "(itself)"
+
+
 def format_table(
     header: Sequence[str], rows: Iterable[Sequence[object]], empty: str = "no batch normalization found"
 ) -> str:

@@ -163,6 +163,9 @@ class _Oracle:
 
 
 def _trace_for_training(root: nn.Module, call: Call, oracle: _Oracle) -> Network:
+    if isinstance(root, _BatchNorm):
+        name = type(root).__name__
+        raise BatchNormError(f"wanted a network; got one layer, {name}. Put it into one: torch.nn.Sequential(layer)")
     try:
         traced = trace_symbolically(root, call, trainable=True)
         network = oracle.check(_as_in_training(root, call, traced))
