@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import parametrize, prune
 
 import batchnorm as bn
 
@@ -318,3 +320,17 @@ def test_one_statistic_missing_is_refused(training):
 def test_wrong_channels_get_torchs_error():
     with pytest.raises(RuntimeError, match="running_mean should contain 3 elements not 4"):
         bn.BatchNorm1d(4, affine=False)(torch.randn(2, 3))
+
+
+@pytest.mark.parametrize("change", ["prune", "parametrize"])
+def test_a_weight_that_is_no_parameter_any_more_counts(change):
+    layer, x = bn.BatchNorm2d(3), torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(0))
+    plain = layer(x)
+    if change == "prune":
+        prune.custom_from_mask(layer, "weight", torch.tensor([1.0, 0.0, 1.0]))
+        wanted = plain * torch.tensor([1.0, 0.0, 1.0])[:, None, None]
+    else:
+        parametrize.register_parametrization(layer, "weight", nn.Softplus())
+        wanted = plain * F.softplus(torch.tensor(1.0))
+    # Tolerance: the product is rounded at another place.
+    torch.testing.assert_close(layer(x), wanted, rtol=1e-6, atol=1e-6)

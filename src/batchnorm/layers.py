@@ -131,13 +131,13 @@ class FusedBatchNorm(_BatchNorm):
             named = {name: t for name, t in (("mask", mask), ("lengths", lengths)) if t is not None}
             return tracer.create_proxy("call_module", tracer.path_of_module(self), inputs, named)  # pyright: ignore[reportAttributeAccessIssue, reportReturnType]
         self._check_input_dim(input)
-        running_mean, running_var = self.running_mean, self.running_var
-        how = Transform(self.weight, self.bias, self.eps, self.activation, self.negative_slope, residual)
+        weight, bias, running_mean, running_var, count = self._held()
+        how = Transform(weight, bias, self.eps, self.activation, self.negative_slope, residual)
         if self._special or mask is not None or lengths is not None:
             return self._normalize_specially(input, how, mask, lengths)
         tracks = self.training and self.track_running_stats and input.numel() > 0 and not batches.in_backward()
         if tracks and running_mean is not None and running_var is not None:
-            running = Running(running_mean, running_var, self._momentum(), self.num_batches_tracked)
+            running = Running(running_mean, running_var, self._momentum(), count)
             z, finite = dispatch.normalize_and_track(input, how, running)
             if finite is False:
                 self.warn_left_out()
@@ -146,6 +146,17 @@ class FusedBatchNorm(_BatchNorm):
             check_running(input, running_mean, running_var)
             return dispatch.normalize_by_batch(input, how)[0]
         return dispatch.normalize(input, running_mean, running_var, how)
+
+    def _held(self) -> tuple[Tensor | None, ...]:
+        """Return weight, bias, running_mean, running_var and num_batches_tracked.
+
+        Each takes 1 us as an attribute, because Python looks everywhere else before it asks the Module.
+        """
+        held = self._parameters | self._buffers
+        if "weight" in held and "bias" in held:
+            return held["weight"], held["bias"], held["running_mean"], held["running_var"], held["num_batches_tracked"]
+        # Parametrizations and pruning make attributes of them.
+        return self.weight, self.bias, self.running_mean, self.running_var, self.num_batches_tracked
 
     def _normalize_specially(self, x: Tensor, how: Transform, mask: Tensor | None, lengths: Tensor | None) -> Tensor:
         special = self._special or Special()
