@@ -48,7 +48,7 @@ lint: $(VENV)/lint
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
 	$(VENV)/bin/codespell
-	$(VENV)/bin/clang-format --dry-run -Werror csrc/*.[ch]* tests/kernels/*.cpp tests/torture/*.c
+	$(VENV)/bin/clang-format --dry-run -Werror csrc/*.[ch]* tests/kernels/*.c* tests/torture/*.c
 
 # A folder that no run before it has written; of one moment, for all lines.
 OUT ?= build/bench-$(shell date +%Y%m%d-%H%M%S)

@@ -76,6 +76,18 @@ def test_the_header_is_c(tmp_path):
     subprocess.run([COMPILER, *strict, tmp_path / "user.c"], check=True)
 
 
+@needs_compiler
+@needs_kernels
+@pytest.mark.skipif(sys.platform != "linux", reason="links as on Linux")
+def test_a_program_in_c_uses_the_library(tmp_path):
+    file, strict = library.installed_file(), ["-std=c99", "-Wall", "-Wextra", "-Werror", f"-I{HEADER.parent}"]
+    assert file is not None
+    user = [ROOT / "tests/kernels/interface.c", file, f"-Wl,-rpath,{file.parent}", "-lm", "-o", tmp_path / "user"]
+    subprocess.run([COMPILER, *strict, *user], check=True)
+    done = subprocess.run([tmp_path / "user"], capture_output=True, text=True, check=False)
+    assert done.stdout == f"right: interface {library.INTERFACE}, {bindings.kernel_target()}\n"
+
+
 @needs_kernels
 @pytest.mark.skipif(sys.platform != "linux" or not shutil.which("readelf"), reason="reads ELF files")
 def test_the_library_needs_neither_torch_nor_python():
