@@ -4,7 +4,7 @@ VENV ?= .venv
 OLDEST ?= build/oldest
 SOURCES := pyproject.toml $(wildcard CMakeLists.txt csrc/*)
 
-.PHONY: mnist inception test test-oldest docs wheels torture fuzz gpu lint bench clean
+.PHONY: mnist inception test test-oldest test-wheel docs wheels torture fuzz gpu lint bench clean
 
 mnist: $(VENV)/paper
 	$(VENV)/bin/batchnorm mnist
@@ -28,6 +28,14 @@ docs: $(VENV)/lint
 # The wheels of a release, for every Python and every torch, and the sdist; about ten minutes of a processor.
 wheels: $(VENV)/wheels
 	$(VENV)/bin/python tools/build_wheels.py dist
+
+# The wheel of this machine in a new environment: the tests of the library. Zig and qemu, if it is there, run those of NEON.
+test-wheel:
+	test -e dist/*manylinux*_$(shell uname -m).whl || $(MAKE) wheels
+	rm -rf build/wheel
+	$(PYTHON) -m venv build/wheel
+	wheel=$$(echo dist/*manylinux*_$(shell uname -m).whl) && build/wheel/bin/pip install --quiet "$$wheel[test,wheels]"
+	build/wheel/bin/pytest tests/kernels tests/test_*.py
 
 # Fail every write of short runs once, and kill them there; about 20 minutes on two cores. The tests take a sample.
 torture: $(VENV)/lint
