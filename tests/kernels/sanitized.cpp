@@ -175,6 +175,13 @@ bool run(const Problem& shape, T one, float scale) {
     return right;
 }
 
+constexpr int64_t kLarge = 6000;  // values; larger shapes take most of the time
+
+// Returns true for the variants that the large shape of this number leaves out: three of four. Each shape keeps every
+// layout, type, class of activation, size of the cache, and values that overflow. All large shapes together keep every
+// pair of an activation and a layout, type, size of the cache and residual.
+bool left_out(int variant, int large) { return (variant / 4 + large + large / 4) % 4 != 0; }
+
 // Returns true if a region of two threads runs on two threads, or if there is no pool.
 bool pool_is_shared() {
     std::thread::id ids[2];
@@ -192,11 +199,15 @@ int main() {
     std::vector<int64_t> sizes{0, 31, 32, 33, 63, 64, 65, 129};
     for (int64_t s = 1; s <= 17; ++s) sizes.push_back(s);
     const std::vector<int64_t> channels{1, 2, 3, 16, 17, 64, 65, 127, 129, 168, 192, 257, 1025};
+    int large = 0;
     for (int64_t s : sizes)
-        for (int64_t c : channels)
+        for (int64_t c : channels) {
+            const int64_t n = (s + c) % 4;  // 0 to 3 images
+            if (n * c * s > kLarge) ++large;
             for (int variant = 0; variant < 48; ++variant) {
+                if (n * c * s > kLarge && left_out(variant, large)) continue;
                 Problem p{};
-                p.n = (s + c) % 4;  // 0 to 3 images
+                p.n = n;
                 p.c = c, p.s = s;
                 p.channels_last = variant & 1;
                 p.dtype = variant & 2 ? Dtype::bfloat16 : Dtype::float32;
@@ -215,5 +226,6 @@ int main() {
                     return 1;
                 }
             }
+        }
     std::printf("%d runs, %s\n", runs, has_pool() ? "two threads" : "one thread");
 }
