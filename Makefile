@@ -71,7 +71,11 @@ bench: $(VENV)/lint
 	$(BENCH)/bench_batch_norm.py --layout NHWC --threads 1 --out $(OUT)/NHWC-float32-1.json
 	$(BENCH)/bench_batch_norm.py --layout NHWC --compile --out $(OUT)/NHWC-float32-2.json
 	$(BENCH)/bench_batch_norm.py --layout NHWC --dtype bfloat16 --out $(OUT)/NHWC-bfloat16-2.json
+	mkdir $(OUT)/then
+	for then in relu silu hardswish residual; do for layout in NCHW NHWC; do $(BENCH)/bench_batch_norm.py \
+	  --layout $$layout --then $$then --out $(OUT)/then/$$then-$$layout.json || exit 1; done; done
 	$(BENCH)/plot_batch_norm.py $(OUT)
+	$(BENCH)/bench_call.py $(OUT)/call.json
 	$(BENCH)/bench_threshold.py --out $(OUT)/threshold.json
 	$(BENCH)/bench_chain.py --only chains --out $(OUT)/chain.json
 	$(BENCH)/bench_chain.py --only inception --batch 8 --out $(OUT)/inception.json

@@ -1,5 +1,7 @@
 """Time BN + ReLU of the 69 layers of BN-Inception at batch 32 (Fig. 5): torch eager, torch.compile and our kernels.
 
+`--then` puts SiLU, Hardswish, or the sum with a residual and ReLU behind each BN, in place of ReLU.
+
 Every contender is checked against float64 before the clock starts. A round has three turns, and each round starts with
 another one:
 
@@ -26,12 +28,14 @@ import statistics
 import time
 from collections import Counter, defaultdict
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from machine import described
 from torch import Tensor, nn
 
 import batchnorm as bn
+from batchnorm.kernels.activation import Activation
 
 BATCH = 32
 # Module: side, and the channels of 1x1, 3x3 reduce, 3x3, double 3x3 reduce, double 3x3 (twice), projection.
@@ -54,8 +58,40 @@ AXES = (0, 2, 3)
 ROUNDING = {"ours": 1e-6, "torch": 1e-4, "compile": 1e-4}
 HALF_A_UNIT = 2**-8  # bfloat16: half a unit in the last of its 8 bits
 
+FOLLOWERS: dict[str, tuple[type[nn.Module], Activation]] = {
+    "relu": (nn.ReLU, "relu"),
+    "silu": (nn.SiLU, "silu"),
+    "hardswish": (nn.Hardswish, "hardswish"),
+    "residual": (nn.ReLU, "relu"),
+}
+KINKS = (-3, 0, 3)  # of these activations, or none there
+
 Shape = tuple[int, int, int, int]
 Times = dict[str, list[float]]  # phase: ms of each layer of one shape, round by round
+
+
+class Tensors(NamedTuple):
+    """The input of a layer, the gradient of its output, and the residual or None, all of one shape."""
+
+    x: Tensor
+    dz: Tensor
+    residual: Tensor | None
+
+
+class Torchs(nn.Module):
+    """Torch's layer and what follows it, in place where that is faster."""
+
+    def __init__(self, channels: int, then: str) -> None:
+        super().__init__()
+        act, _ = FOLLOWERS[then]
+        self.norm, self.act = with_any_affine(nn.BatchNorm2d(channels)), act(inplace=act is nn.ReLU)
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Return z = g(BN(x) + residual)."""
+        y = self.norm(x)
+        if residual is not None:
+            y += residual
+        return self.act(y)
 
 
 def layers() -> list[Shape]:
@@ -68,12 +104,8 @@ def layers() -> list[Shape]:
     return [(BATCH, c, side, side) for c, side in maps]
 
 
-def torchs(channels: int) -> nn.Module:
-    return nn.Sequential(with_any_affine(nn.BatchNorm2d(channels)), nn.ReLU(inplace=True))
-
-
-def ours(channels: int) -> nn.Module:
-    return with_any_affine(bn.BatchNorm2d(channels, activation="relu"))
+def ours(channels: int, then: str) -> nn.Module:
+    return with_any_affine(bn.BatchNorm2d(channels, activation=FOLLOWERS[then][1]))
 
 
 def with_any_affine(layer: nn.BatchNorm2d) -> nn.Module:
@@ -83,25 +115,31 @@ def with_any_affine(layer: nn.BatchNorm2d) -> nn.Module:
     return layer
 
 
-def check(name: str, layer: nn.Module, x: Tensor, dz: Tensor) -> None:
+def check(name: str, layer: nn.Module, tensors: Tensors, then: str) -> None:
     """Exit unless output, gradients and inference of a new layer match the paper's formulas in float64."""
+    x, dz, residual = tensors
     wide = x.detach().double()
     gamma, beta = (p.detach().double()[:, None, None] for p in layer.parameters())
+    added = 0 if residual is None else residual.detach().double()
     var, mean = torch.var_mean(wide, AXES, correction=0, keepdim=True)
     rstd = (var + 1e-5).rsqrt()
     x_hat = (wide - mean) * rstd
-    y = x_hat * gamma + beta
-    dz = torch.where(y.abs() < 1e-2, 0, dz)  # no gradient where rounding decides the side of the kink
-    z = layer(x)
-    found = dict(zip(("dx", "dgamma", "dbeta"), torch.autograd.grad(z, [x, *layer.parameters()], dz), strict=True))
+    y = (x_hat * gamma + beta + added).requires_grad_()
+    for kink in KINKS:
+        dz = torch.where((y - kink).abs() < 1e-2, 0, dz)  # no gradient where rounding decides the side of the kink
+    act = FOLLOWERS[then][0]()
+    wanted_z = act(y)
+    (dy,) = torch.autograd.grad(wanted_z, y, dz.double())
+    z = layer(x, residual)
+    inputs = [x, *layer.parameters()] + ([] if residual is None else [residual])
+    found = dict(zip(("dx", "dgamma", "dbeta", "dresidual"), torch.autograd.grad(z, inputs, dz), strict=False))
     with torch.no_grad():
-        found |= {"z": z.detach(), "inference": layer.eval()(x)}
+        found |= {"z": z.detach(), "inference": layer.eval()(x, residual)}
     layer.train()
     count = x.numel() // x.size(1)
     running_mean, running_var = 0.1 * mean, 0.9 + 0.1 * var * count / (count - 1)
-    inferred = (wide - running_mean) * (running_var + 1e-5).rsqrt() * gamma + beta
-    want = {"z": y.clamp(min=0), "inference": inferred.clamp(min=0)}
-    want |= gradients(torch.where(y > 0, dz.double(), 0), x_hat, gamma * rstd)
+    inferred = (wide - running_mean) * (running_var + 1e-5).rsqrt() * gamma + beta + added
+    want = {"z": wanted_z, "inference": act(inferred), "dresidual": dy} | gradients(dy, x_hat, gamma * rstd)
     for what, value in found.items():
         off = float((value - want[what]).abs().max() / want[what].abs().max())
         if not off <= (HALF_A_UNIT if value.dtype == torch.bfloat16 else ROUNDING[name]):
@@ -113,18 +151,16 @@ def gradients(dy: Tensor, x_hat: Tensor, scale: Tensor) -> dict[str, Tensor]:
     return {"dx": dx, "dgamma": (dy * x_hat).sum(AXES), "dbeta": dy.sum(AXES)}
 
 
-def measure(
-    tensors: dict[Shape, tuple[Tensor, Tensor]], order: list[Shape], rounds: int
-) -> dict[str, dict[Shape, Times]]:
+def measure(tensors: dict[Shape, Tensors], order: list[Shape], rounds: int, then: str) -> dict[str, dict[Shape, Times]]:
     """Return the times of torch and ours by shape, and ("forward") those of a copy of x."""
-    networks = {name: {s: make(s[1]) for s in tensors} for name, make in (("torch", torchs), ("ours", ours))}
-    copies = {shape: torch.empty_like(x.detach()) for shape, (x, _) in tensors.items()}
+    networks = {name: {s: make(s[1], then) for s in tensors} for name, make in (("torch", Torchs), ("ours", ours))}
+    copies = {shape: torch.empty_like(of_shape.x.detach()) for shape, of_shape in tensors.items()}
     found: dict[str, dict[Shape, Times]] = {
         name: {s: defaultdict(list) for s in tensors} for name in (*networks, "copy")
     }
     for name, network in networks.items():
         for shape, layer in network.items():
-            check(name, layer, *tensors[shape])
+            check(name, layer, tensors[shape], then)
     for round_ in range(rounds + 1):
         if round_ == 1:  # the first round was the warm-up
             for of_shape in found.values():
@@ -133,12 +169,12 @@ def measure(
         for name in rotated(list(found), round_):
             if name == "copy":
                 for shape in order:
-                    copy(copies[shape], tensors[shape][0], found[name][shape])
+                    copy(copies[shape], tensors[shape].x, found[name][shape])
                 continue
             for shape in order:
-                train(networks[name][shape], *tensors[shape], found[name][shape])
+                train(networks[name][shape], tensors[shape], found[name][shape])
             for shape in order:
-                infer(networks[name][shape], tensors[shape][0], found[name][shape])
+                infer(networks[name][shape], tensors[shape], found[name][shape])
     return found
 
 
@@ -147,32 +183,33 @@ def rotated(names: list[str], by: int) -> list[str]:
     return names[first:] + names[:first]
 
 
-def measure_compiled(x: Tensor, dz: Tensor, rounds: int) -> Times:
+def measure_compiled(tensors: Tensors, rounds: int, then: str) -> Times:
     torch._dynamo.reset()
-    layer, times = torchs(x.size(1)), defaultdict(list)
+    layer, times = Torchs(tensors.x.size(1), then), defaultdict(list)
     layer.compile(dynamic=False)
-    check("compile", layer, x, dz)
-    train(layer, x, dz, {"forward": [], "backward": []})
+    check("compile", layer, tensors, then)
+    train(layer, tensors, {"forward": [], "backward": []})
     for _ in range(rounds):
-        train(layer, x, dz, times)
+        train(layer, tensors, times)
     return times
 
 
-def train(layer: nn.Module, x: Tensor, dz: Tensor, times: Times) -> None:
-    parameters = list(layer.parameters())
+def train(layer: nn.Module, tensors: Tensors, times: Times) -> None:
+    x, dz, residual = tensors
+    inputs = [x, *layer.parameters()] + ([] if residual is None else [residual])
     start = time.perf_counter()
-    z = layer(x)
+    z = layer(x, residual)
     times["forward"].append(since(start))
     start = time.perf_counter()
-    torch.autograd.grad(z, [x, *parameters], dz)
+    torch.autograd.grad(z, inputs, dz)
     times["backward"].append(since(start))
 
 
 @torch.no_grad()
-def infer(layer: nn.Module, x: Tensor, times: Times) -> None:
+def infer(layer: nn.Module, tensors: Tensors, times: Times) -> None:
     layer.eval()
     start = time.perf_counter()
-    layer(x)
+    layer(tensors.x, tensors.residual)
     times["inference"].append(since(start))
     layer.train()
 
@@ -188,9 +225,10 @@ def since(start: float) -> float:
 
 
 PASSES = {"NCHW": 5, "NHWC": 8}  # over the tensor, forward and backward: the least that the layout allows
+OF_RESIDUAL = {"NCHW": 3, "NHWC": 4}  # passes more: it is read with x, and its gradient is written
 
 
-def summarize(found: dict[str, dict[Shape, Times]], order: list[Shape], layout: str, element: int) -> dict:
+def summarize(found: dict[str, dict[Shape, Times]], order: list[Shape], passes: int, element: int) -> dict:
     """Sum the medians over the 69 layers, in ms; compare the worst shape to torch, large tensors to a copy."""
 
     def took(contender: str, shape: Shape, *phases: str) -> float:
@@ -219,7 +257,7 @@ def summarize(found: dict[str, dict[Shape, Times]], order: list[Shape], layout: 
         "inference_least": min(inference.values()),
         "inference_least_at": min(inference, key=lambda s: inference[s]),
         "copy_bandwidth_share": {
-            "x".join(map(str, s)): PASSES[layout] / 2 * took("copy", s, "forward") / took("ours", s, *step)
+            "x".join(map(str, s)): passes / 2 * took("copy", s, "forward") / took("ours", s, *step)
             for s in training
             if math.prod(s) * element > 32 << 20
         },
@@ -256,6 +294,7 @@ def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layout", choices=FORMATS, required=True)
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
+    parser.add_argument("--then", choices=FOLLOWERS, default="relu", help="what follows BN")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=61)
     parser.add_argument("--compile", action="store_true", help="time torch.compile too; compiling takes minutes")
@@ -269,14 +308,18 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     kept = bn.keep_memory()
     order, dtype = layers(), DTYPES[args.dtype]
-    tensors: dict[Shape, tuple[Tensor, Tensor]] = {}
+    tensors: dict[Shape, Tensors] = {}
     for shape in dict.fromkeys(order):
-        x, dz = (torch.randn(shape, dtype=dtype).contiguous(memory_format=FORMATS[args.layout]) for _ in range(2))
-        tensors[shape] = x.requires_grad_(), dz
-    found = measure(tensors, order, args.rounds)
+        x, dz, residual = (
+            torch.randn(shape, dtype=dtype).contiguous(memory_format=FORMATS[args.layout]) for _ in range(3)
+        )
+        adds = args.then == "residual"
+        tensors[shape] = Tensors(x.requires_grad_(), dz, residual.requires_grad_() if adds else None)
+    found = measure(tensors, order, args.rounds, args.then)
     if args.compile:
-        found["compile"] = {shape: measure_compiled(x, dz, args.rounds) for shape, (x, dz) in tensors.items()}
-    summary = summarize(found, order, args.layout, dtype.itemsize)
+        found["compile"] = {s: measure_compiled(of_shape, args.rounds, args.then) for s, of_shape in tensors.items()}
+    passes = PASSES[args.layout] + (OF_RESIDUAL[args.layout] if args.then == "residual" else 0)
+    summary = summarize(found, order, passes, dtype.itemsize)
     print(json.dumps(summary, indent=1))
     if args.out:
         settings = {name: str(value) for name, value in vars(args).items() if name != "out"}

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-from bench_batch_norm import PASSES
+from bench_batch_norm import FOLLOWERS, PASSES
 
 RECORDS = Path(__file__).parents[1] / "records" / "kernels"
 NAMES = {"torch": "torch eager", "compile": "torch.compile", "ours": "batchnorm"}
@@ -32,6 +32,7 @@ def main() -> None:
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else RECORDS
     records = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("N*.json"))}
     print(table(records))
+    print(table_of_followers(folder / "then"))
     draw(records, folder / "batch_norm.png")
 
 
@@ -55,6 +56,19 @@ def row(name: str, s: dict) -> list[str]:
         f"{s['inference_least']:.2f} at {shape(s['inference_least_at'])}",
         ", ".join(f"{share:.0%}" for share in s["copy_bandwidth_share"].values()),
     ]
+
+
+def table_of_followers(folder: Path) -> str:
+    """Return a Markdown table with a row for each thing that follows BN, and both layouts."""
+    head = ("BN, then", "NCHW: torch", "ours", "times torch", "NHWC: torch", "ours", "times torch")
+    rows = [head, ["---"] * len(head)]
+    for then in FOLLOWERS:
+        cells = [then]
+        for layout in PASSES:
+            summary = json.loads((folder / f"{then}-{layout}.json").read_text())["summary"]
+            cells += [f"{summary['ms'][name]:.0f}" for name in ("torch", "ours")] + [f"{summary['times_torch']:.2f}"]
+        rows.append(cells)
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
 
 
 def shape(sizes: list[int]) -> str:

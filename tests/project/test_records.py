@@ -37,7 +37,9 @@ def test_the_kernels_table(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")  # as for a script that is run from there
     records = {path.stem: json.loads(path.read_text()) for path in sorted((ROOT / "records/kernels").glob("N*.json"))}
     assert len(records) == 5
-    assert script("benchmarks/plot_batch_norm.py").table(records) in (ROOT / "records/kernels/README.md").read_text()
+    plot, text = script("benchmarks/plot_batch_norm.py"), (ROOT / "records/kernels/README.md").read_text()
+    assert plot.table(records) in text
+    assert plot.table_of_followers(ROOT / "records/kernels/then") in text
 
 
 def test_the_zoos_claims_are_its_records():
