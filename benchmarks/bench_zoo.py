@@ -21,9 +21,11 @@ import contextlib
 import copy
 import json
 import platform
+import re
 import statistics
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -277,6 +279,7 @@ def fuse_totals(records: list[dict[str, Any]]) -> dict[str, Any]:
         "networks": len(records),
         "layers": sum(r["layers"] for r in good),
         "fused": sum(r["fused"] for r in good),
+        "others": dict(sum((Counter(r["others"]) for r in good), Counter()).most_common()),
         "failed": len(records) - len(good),
         "above_limit": [r["network"] for r in good if r["error"] > LIMIT],
         "worst_of_the_others": max((r["error"] for r in good if r["error"] <= LIMIT), default=None),
@@ -284,16 +287,22 @@ def fuse_totals(records: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def fused(name: str) -> dict[str, Any]:
-    """Return how many layers of a network `bn.fuse` fuses, and the error on a batch that is not the example."""
+    """Return how many layers of a network `bn.fuse` fuses, why not the others, and the error on another batch."""
     model, size = build(name)
     x = small_input(model, size)
     try:
         result = bn.fuse(model, x)
     except bn.BatchNormError as refused:
-        return {"network": name, "layers": 0, "fused": 0, "error": None, "failure": str(refused)}
+        return {"network": name, "layers": 0, "fused": 0, "others": {}, "error": None, "failure": str(refused)}
+    others = Counter(
+        f"{row.outcome}: {re.sub(r'^[^ ]+ adds it', 'another normalization adds it', row.reason)}"
+        for row in result.rows
+        if row.outcome != "fused"
+    )
     unseen = torch.randn(3, *x.shape[1:])
     difference = error(result.model, model, unseen)
-    record = {"network": name, "layers": len(result.rows), "fused": result.fused, "error": difference, "failure": None}
+    record = {"network": name, "layers": len(result.rows), "fused": result.fused, "others": dict(others)}
+    record |= {"error": difference, "failure": None}
     return record | ({"own_error_float32": own_error(model, unseen)} if difference > LIMIT else {})
 
 
