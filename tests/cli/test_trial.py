@@ -1,13 +1,12 @@
 """`batchnorm trial`."""
 
 import json
+import os
 import signal
-import subprocess
-import sys
-import time
 
 import pytest
 import torch
+from support.commands import start, wait_for_rows
 from torch import nn
 
 OPTIONS = ("--lr", "0.01", "--steps", "4", "--eval-every", "2", "--seeds", "2")
@@ -81,23 +80,13 @@ def batches():
 """
 
 
-def command(*arguments):
-    return [sys.executable, "-m", "batchnorm", "trial", *map(str, arguments)]
-
-
-def start_and_wait_for_rows(folder, rows, *arguments):
-    process = subprocess.Popen(
-        command(*arguments, "--out", folder),
-        cwd=folder.parent,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
+def started(folder, rows, *arguments, **settings):
+    """Start a trial into `folder`, and return its process when the run has `rows` records."""
+    process = start(
+        "trial", *arguments, "--out", folder, cwd=folder.parent, output=folder.parent / "output", **settings
     )
-    metrics, deadline = folder / "metrics.jsonl", time.monotonic() + 120
-    while not (metrics.exists() and metrics.read_text().count("\n") >= rows):
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_for_rows(process.is_alive, folder, rows)
+    assert process.is_alive(), (folder.parent / "output").read_text()
     return process
 
 
@@ -105,23 +94,27 @@ def test_a_killed_trial_resumes_with_the_same_bits(tmp_path):
     """The factories draw from torch's generator and seed nothing: the command seeds it for them."""
     (tmp_path / "mine.py").write_text(MINE)
     made = ("mine:network", "--data", "mine:batches", "--lr", 0.01, "--steps", 60, "--eval-every", 20, "--seeds", 1)
-    process = start_and_wait_for_rows(tmp_path / "killed", 11, *made)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process = started(tmp_path / "killed", 11, *made, checkpoint_seconds=0.0)
+    process.kill()
+    process.join()
     killed = (tmp_path / "killed/metrics.jsonl").read_text()
     assert killed.count("\n") < 28
     for arguments in (("--resume", "killed"), (*made, "--out", "whole")):
-        subprocess.run(command(*arguments), cwd=tmp_path, check=True, capture_output=True)
+        ended = start("trial", *arguments, cwd=tmp_path, output=tmp_path / "output")
+        ended.join(120)
+        assert ended.exitcode == 0, (tmp_path / "output").read_text()
     assert (tmp_path / "killed/metrics.jsonl").read_bytes() == (tmp_path / "whole/metrics.jsonl").read_bytes()
 
 
 def test_ctrl_c_says_how_to_go_on(tmp_path):
     (tmp_path / "mine.py").write_text(MINE)
     made = ("mine:network", "--data", "mine:batches", "--steps", 100_000, "--lr", 1e-4)
-    process = start_and_wait_for_rows(tmp_path / "run", 2, *made)
-    process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 130
+    process = started(tmp_path / "run", 2, *made)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGINT)
+    process.join(60)
+    output = (tmp_path / "output").read_text()
+    assert process.exitcode == 130
     assert f"Stopped early. Continue with: batchnorm trial --resume {tmp_path / 'run'}" in output
     assert "Traceback" not in output
     assert (tmp_path / "run/checkpoint-plain-x0.2-seed-1.pt").exists()

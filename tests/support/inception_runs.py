@@ -1,6 +1,5 @@
 """Tiny runs of batchnorm inception, in this process or by the command."""
 
-import time
 from dataclasses import replace
 from threading import Event
 
@@ -72,10 +71,3 @@ def options(data, out, steps=TINY.steps):
     }
     flags = [part for name, value in given.items() for part in (f"--{name}", value)]
     return [*flags, "--modules", "3c", "5b", "--workers", 0, "--threads", 1, "--data", data, "--out", out]
-
-
-def wait_for_rows(is_alive, folder, rows):
-    """Wait until the run has `rows` records, or its process is dead."""
-    path = folder / "metrics.jsonl"
-    while is_alive() and (not path.exists() or path.read_text().count("\n") < rows):
-        time.sleep(0.02)

@@ -9,8 +9,8 @@ from threading import Event
 
 import pytest
 import torch
-from support.commands import start
-from support.inception_runs import TINY, assert_same_bits, load_checkpoint, options, resume, train, wait_for_rows
+from support.commands import start, wait_for_rows
+from support.inception_runs import TINY, assert_same_bits, load_checkpoint, options, resume, train
 
 from batchnorm.paper.inception.comparison import read_records
 from batchnorm.paper.inception.config import InceptionConfig
@@ -44,7 +44,7 @@ def test_resuming_after_kill_9_gives_the_same_bits(tree, tmp_path, finished, see
 
 
 def test_color_shards_through_the_command_resume_after_kill_9_to_the_same_bits(shards, tmp_path):
-    arguments = ["inception", "only-rate", "--data", shards, "--small", "--steps", 24, "--eval-every", 6]
+    arguments = ["inception", "only-rate", "--data", shards, "--small", "--steps", 12, "--eval-every", 3]
     arguments += ["--batch-size", 16, "--workers", 0, "--threads", 1, "--checkpoint-minutes", 1e-6]
     whole = start(*arguments, "--out", tmp_path / "whole")
     whole.join()
@@ -52,7 +52,7 @@ def test_color_shards_through_the_command_resume_after_kill_9_to_the_same_bits(s
     wait_for_rows(killed.is_alive, tmp_path / "killed", 2)
     killed.kill()
     killed.join()
-    assert load_checkpoint(Run(tmp_path / "killed"))["step"] < 24
+    assert load_checkpoint(Run(tmp_path / "killed"))["step"] < 12
     start("inception", "--resume", tmp_path / "killed").join()
     assert_same_bits(Run(tmp_path / "killed"), Run(tmp_path / "whole"))
     assert load_checkpoint(Run(tmp_path / "whole"))["channels"] == 3

@@ -6,8 +6,8 @@ import socket
 import subprocess
 
 import pytest
-from support.commands import start
-from support.inception_runs import assert_same_bits, make_trainer, options, wait_for_rows
+from support.commands import start, wait_for_rows
+from support.inception_runs import assert_same_bits, make_trainer, options
 from torch import nn
 
 from batchnorm.paper.images.distortions import Distort

@@ -2,16 +2,15 @@
 
 import json
 import math
+import os
 import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from threading import Event
 
 import pytest
 import torch
+from support.commands import start, wait_for_rows
 from torch import nn
 
 import batchnorm as bn
@@ -106,17 +105,13 @@ def test_a_resume_from_the_middle_goes_on_to_the_same_bits(finished, tmp_path, m
 
 
 def test_a_run_that_another_process_writes_is_refused(tmp_path):
-    process = start_and_wait_for_rows(tmp_path / "run", 2, "--steps", 100_000)
-    done = subprocess.run(
-        [sys.executable, "-m", "batchnorm", "mnist", "--resume", str(tmp_path / "run")],
-        check=False,
-        capture_output=True,
-        text=True,
-    )
+    process = started(tmp_path / "run", 2, "--steps", 100_000)
+    second = start("mnist", "--resume", tmp_path / "run", output=tmp_path / "second")
+    second.join(60)
     process.kill()
-    process.communicate()
-    assert done.returncode == 1
-    assert "is being written by another process" in done.stderr
+    process.join()
+    assert second.exitcode == 1
+    assert "is being written by another process" in (tmp_path / "second").read_text()
 
 
 def test_checkpoints_without_their_rows_are_named(tmp_path):
@@ -159,42 +154,35 @@ def test_rows_after_the_checkpoint_and_a_torn_line_are_measured_again(finished, 
     assert run_mnist(SHORT, DATA, run, ignore, Event()) == finished[1]
 
 
-def command(*arguments):
-    return [sys.executable, "-m", "batchnorm", "mnist", "--threads", "1", *map(str, arguments)]
-
-
-def start_and_wait_for_rows(folder, rows, *arguments):
-    process = subprocess.Popen(
-        command("--out", folder, *arguments), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    metrics, deadline = folder / "metrics.jsonl", time.monotonic() + 60
-    while not (metrics.exists() and metrics.read_text().count("\n") >= rows):
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+def started(folder, rows, *arguments, **settings):
+    """Start a run into `folder`, and return its process when it has `rows` records."""
+    process = start("mnist", "--threads", 1, *arguments, "--out", folder, output=folder.parent / "output", **settings)
+    wait_for_rows(process.is_alive, folder, rows)
+    assert process.is_alive(), (folder.parent / "output").read_text()
     return process
 
 
 def test_kill_9_then_resume_gives_the_same_bits(tmp_path):
-    settings = ("--steps", 1500, "--eval-every", 250)
-    process = start_and_wait_for_rows(tmp_path / "killed", 9, *settings)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    settings = ("--steps", 600, "--eval-every", 100)
+    process = started(tmp_path / "killed", 9, *settings, checkpoint_seconds=0.1)
+    process.kill()
+    process.join()
     killed = (tmp_path / "killed" / "metrics.jsonl").read_text()
-    assert '"step": 1500, "arm": "bn"' not in killed
+    assert '"step": 600, "arm": "bn"' not in killed
     for arguments in (("--resume", tmp_path / "killed"), ("--out", tmp_path / "whole", *settings, "--threads", 1)):
-        resumed = [
-            word for word in command(*arguments) if not (arguments[0] == "--resume" and word in ("--threads", "1"))
-        ]
-        subprocess.run(resumed, check=True, capture_output=True)
+        ended = start("mnist", *arguments, output=tmp_path / "output")
+        ended.join(120)
+        assert ended.exitcode == 0, (tmp_path / "output").read_text()
     assert (tmp_path / "killed/metrics.jsonl").read_bytes() == (tmp_path / "whole/metrics.jsonl").read_bytes()
 
 
 def test_ctrl_c_leaves_a_plotted_partial_run_and_says_how_to_go_on(tmp_path):
-    process = start_and_wait_for_rows(tmp_path / "run", 4, "--steps", 100_000, "--eval-every", 50)
-    process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 130
+    process = started(tmp_path / "run", 4, "--steps", 100_000, "--eval-every", 50)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGINT)
+    process.join(60)
+    output = (tmp_path / "output").read_text()
+    assert process.exitcode == 130
     assert f"Continue with: batchnorm mnist --resume {tmp_path / 'run'}" in output
     assert "Traceback" not in output
     for name in ("figure1.png", "figure1.svg", "report.html", "config.json"):
