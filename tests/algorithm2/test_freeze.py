@@ -7,8 +7,8 @@ import pickle
 
 import pytest
 import torch
+from support.commands import run_ranks
 from torch import nn
-from torch.multiprocessing.spawn import start_processes
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import batchnorm as bn
@@ -417,7 +417,7 @@ def train_in_ddp(rank, folder):
 
 
 def test_distributed_data_parallel(tmp_path):
-    start_processes(train_in_ddp, (tmp_path,), nprocs=2, start_method="spawn")
+    run_ranks(train_in_ddp, tmp_path)
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     assert first == second
     assert first[:2] == [[], False]

@@ -13,8 +13,8 @@ from typing import cast
 import numpy as np
 import pytest
 import torch
+from support.commands import run_ranks
 from torch import nn
-from torch.multiprocessing.spawn import start_processes
 from torch.optim.swa_utils import AveragedModel
 
 import batchnorm as bn
@@ -582,7 +582,7 @@ def run_cases(rank, folder):
 def ranks(tmp_path_factory):
     """Return the results of each case by process, from two processes that gloo connects, started once."""
     folder = tmp_path_factory.mktemp("ranks")
-    start_processes(run_cases, (folder,), nprocs=2, start_method="spawn")
+    run_ranks(run_cases, folder)
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
 

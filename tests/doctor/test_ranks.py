@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as multiprocessing
+from support.commands import run_ranks
 from torch import nn
 
 import batchnorm as bn
@@ -27,7 +27,7 @@ def examine(rank, store, output):
 
 @pytest.mark.skipif(not dist.is_gloo_available(), reason="torch was built without gloo")
 def test_buffers_that_differ_between_ranks_are_found_and_mended(tmp_path):
-    multiprocessing.spawn(examine, (tmp_path / "store", tmp_path / "found"), nprocs=2)  # pyright: ignore[reportPrivateImportUsage]
+    run_ranks(examine, tmp_path / "store", tmp_path / "found")
     for rank in range(2):
         ranks, few, again = torch.load(tmp_path / f"found-{rank}", weights_only=True)
         assert ranks[0] == ("1",)
@@ -55,7 +55,7 @@ def share(rank, store, output):
 @pytest.mark.skipif(not dist.is_gloo_available(), reason="torch was built without gloo")
 def test_values_of_all_processes_count_and_no_process_waits_for_another(tmp_path):
     """Four values of each of two processes are enough, and one process may have a batch more than the other."""
-    multiprocessing.spawn(share, (tmp_path / "store", tmp_path / "found"), nprocs=2)  # pyright: ignore[reportPrivateImportUsage]
+    run_ranks(share, tmp_path / "store", tmp_path / "found")
     for rank in range(2):
         found, unexamined = torch.load(tmp_path / f"found-{rank}", weights_only=True)
         assert ("few values", "warning") not in found
