@@ -8,7 +8,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-import torch
 from support.interpreter import python
 from support.paths import ROOT
 
@@ -90,20 +89,3 @@ x = torch.arange(12.0).reshape(4, 3)
 torch.testing.assert_close(torch.compile(norm, fullgraph=True, backend="eager")(x), norm(x))
 """
     assert python(code).stderr == ""
-
-
-@pytest.mark.skipif(bn.kernel_target() is None, reason="built without the compiled kernels")
-def test_an_exported_training_program_loads_after_batchnorm_functional(tmp_path):
-    file, x = tmp_path / "program.pt2", torch.arange(12.0).reshape(4, 3)
-    # torch does not load a region under no_grad, such as the update of running statistics, unless it is decomposed.
-    program = torch.export.export(bn.BatchNorm1d(3), (x,)).run_decompositions()
-    torch.export.save(program, file)
-    code = """
-import sys, torch, {module}
-program = torch.export.load(sys.argv[1])
-print(program.module()(torch.arange(12.0).reshape(4, 3)).tolist())
-"""
-    loaded = python(code.format(module="batchnorm.functional"), file)
-    assert loaded.stdout == f"{bn.BatchNorm1d(3)(x).tolist()}\n"
-    # The reason for the import: the package alone registers no operator.
-    assert "custom op is not registered" in python(code.format(module="batchnorm"), file).stderr
