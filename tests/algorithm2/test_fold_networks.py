@@ -95,8 +95,7 @@ def through_onnx(model, x, path):
     pytest.importorskip("onnxscript")
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # the exporter's own warnings
-        # Its optimizer takes half of the time, and could fuse a BN that folding left.
-        program = torch.onnx.export(model, (x,), dynamo=True, verbose=False, optimize=False)
+        program = torch.onnx.export(model, (x,), dynamo=True, verbose=False)
     assert program is not None
     program.save(path)
     session = onnxruntime.InferenceSession(path)
