@@ -20,7 +20,6 @@ from torch.optim.swa_utils import AveragedModel
 import batchnorm as bn
 from batchnorm.errors import PeerError
 from batchnorm.graph.batches import run_batch
-from batchnorm.kernels import dispatch
 
 # Statistics are sums in double, stored as float32: half a unit in the last place (6e-8), and a little for the norm.
 FLOAT32 = 2e-7
@@ -650,47 +649,3 @@ def test_torchs_averaged_model():
 def test_a_network_that_is_one_layer_has_a_name_in_the_table():
     printed = str(bn.recalibrate(nn.BatchNorm1d(3), [torch.randn(4, 3)]))
     assert printed.splitlines()[2].startswith("(itself)  recalibrated")
-
-
-class Block(nn.Module):
-    """A sum of a normalization and a residual, by a layer of this package or by torch's operations."""
-
-    def __init__(self, norm):
-        super().__init__()
-        self.conv, self.first, self.norm = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3), norm
-
-    def forward(self, x):
-        y = self.conv(self.first(x))
-        return self.norm(y, x) if isinstance(self.norm, bn.BatchNorm2d) else torch.relu(self.norm(y) + x)
-
-
-class Subclass(nn.BatchNorm2d):
-    """A layer whose forward may do more, so that its input is measured beside it."""
-
-
-@pytest.mark.parametrize("norm", [bn.BatchNorm2d(3, activation="relu"), nn.BatchNorm2d(3)], ids=["ours", "torch"])
-def test_layers_measured_by_the_call_that_normalizes_and_beside_it_agree(norm):
-    torch.manual_seed(0)
-    model = nn.Sequential(Block(norm), Block(copy.deepcopy(norm)))
-    other = nn.Sequential(*(Block(Subclass(3)) for _ in range(2)))
-    other.load_state_dict(model.state_dict())
-    batches = [torch.randn(4, 3, 9, 9) * 3 + 1 for _ in range(3)]
-    bn.recalibrate(model, batches)
-    bn.recalibrate(other, batches)
-    for name, value in model.state_dict().items():
-        # Tolerance: the second block's input comes from the kernel or from torch, which round in other places.
-        torch.testing.assert_close(value, other.state_dict()[name], rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.skipif(bn.kernel_target() is None, reason="built without the compiled kernels")
-@pytest.mark.parametrize("norm", [bn.BatchNorm2d(3, activation="relu"), nn.BatchNorm2d(3)], ids=["ours", "torch"])
-def test_plain_layers_take_one_call_of_the_kernel(norm, monkeypatch):
-    monkeypatch.delattr(dispatch, "moments")  # a call of its own
-    bn.recalibrate(nn.Sequential(Block(norm)), [torch.randn(4, 3, 5, 5)])
-
-
-def test_the_forwards_are_the_layers_own_again_after_an_error():
-    model = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(4, 4))
-    with pytest.raises(bn.BatchNormError, match="does not run"):
-        bn.recalibrate(model, [torch.randn(4, 3)])
-    assert "forward" not in vars(model[0])

@@ -14,8 +14,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..graph.batches import in_eval
 from ..kernels import dispatch
-from ..kernels.activation import Transform
-from ..layers import BatchNorm1d, BatchNorm2d, BatchNorm3d, FusedBatchNorm
 from ..moments import Moments
 from .estimator import Estimate
 
@@ -36,8 +34,6 @@ class Observed(NamedTuple):
 
 
 Seen = list[tuple[str, Moments]]
-_PLAIN = {nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, BatchNorm1d, BatchNorm2d, BatchNorm3d}
-_FORWARD = "forward"  # an attribute of the instance hides the method of the class
 
 
 def observe(
@@ -96,47 +92,13 @@ def on_batch_statistics(model: nn.Module, layers: dict[str, Tracked]) -> Iterato
 def _recording(layers: dict[str, Tracked], seen: Seen) -> Iterator[None]:
     """Append the moments of every input of `layers` to `seen`."""
     hooks = []
-    plain = {layer for layer, _, _ in layers.values() if _is_plain(layer)}
     try:
         for name, (layer, _, _) in layers.items():
-            if layer in plain:
-                vars(layer)[_FORWARD] = partial(_normalize_and_record, name, seen, layer, layer.forward)
-            else:
-                hooks.append(layer.register_forward_pre_hook(partial(_record, name, seen), with_kwargs=True))
+            hooks.append(layer.register_forward_pre_hook(partial(_record, name, seen), with_kwargs=True))
         yield
     finally:
-        for layer in plain:
-            vars(layer).pop(_FORWARD, None)
         for hook in hooks:
             hook.remove()
-
-
-def _is_plain(layer: _BatchNorm) -> bool:
-    """Return True if the forward of a layer is its type's own, which normalizes all values by one batch."""
-    special = isinstance(layer, FusedBatchNorm) and layer._special
-    return type(layer) in _PLAIN and not special and _FORWARD not in vars(layer)
-
-
-def _normalize_and_record(
-    name: str,
-    seen: Seen,
-    layer: _BatchNorm,
-    own: Callable[..., Tensor],
-    input: Tensor,
-    residual: Tensor | None = None,
-    **masks: Tensor | None,
-) -> Tensor:
-    """Be the forward of a plain layer: one call of the kernel normalizes and gives the moments."""
-    layer._check_input_dim(input)
-    how = Transform(layer.weight, layer.bias, layer.eps, residual=residual)
-    if isinstance(layer, FusedBatchNorm):
-        how = how._replace(activation=layer.activation, slope=layer.negative_slope)
-    if masks or input.numel() <= input.size(1) or not dispatch.kernel_supports(input, how):
-        _record(name, seen, layer, (input,), {})
-        return own(input, *(() if residual is None else (residual,)), **masks)
-    z, moments = dispatch.normalize_with_moments(input, how)
-    seen.append((name, moments))
-    return z
 
 
 def _record(name: str, seen: Seen, _layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
