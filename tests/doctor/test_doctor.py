@@ -227,3 +227,34 @@ def test_a_branch_that_starts_at_zero_is_no_fault(residual, severity):
 
     found = [f for f in bn.doctor(Block(), [torch.randn(32, 4)]).findings if f.check == "dead channels"]
     assert [(f.severity, f.layers) for f in found] == [(severity, ("branch.1",))]
+
+
+@pytest.mark.parametrize(("share", "severity"), [(0.96, "note"), (0.995, "warning")])
+def test_an_eps_that_leaves_a_tenth_of_the_spread_is_a_warning(share, severity):
+    """Torchvision's EfficientNets begin with shares of 96 %, and train."""
+    var = 1e-5 * (1 - share) / share
+    generator = torch.Generator().manual_seed(0)
+    batches = [torch.randn(64, 4, generator=generator) * var**0.5 for _ in range(4)]
+    result = bn.doctor(nn.Sequential(nn.BatchNorm1d(4)), batches)
+    assert [finding.severity for finding in result.findings if finding.check == "eps"] == [severity]
+
+
+class Drifts(nn.Module):
+    """Add another number to the first channels of each batch."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.channels = channels
+
+    def forward(self, x):
+        return torch.cat([x[:, : self.channels] + 2 * x[0, -1], x[:, self.channels :]], dim=1)
+
+
+@pytest.mark.parametrize(("channels", "found"), [(1, []), (8, [("2",)])])
+def test_a_channel_of_a_later_layer_is_too_few_for_sorted_batches(channels, found):
+    """The examples of a batch share the noise of the statistics before. timm's repvit_m1 has such a channel."""
+    generator = torch.Generator().manual_seed(0)
+    batches = [torch.randn(16, 64, generator=generator) for _ in range(6)]
+    model = nn.Sequential(nn.BatchNorm1d(64), Drifts(channels), nn.BatchNorm1d(64))
+    result = bn.doctor(model, batches)
+    assert [finding.layers for finding in result.findings if finding.check == "sorted batches"] == found

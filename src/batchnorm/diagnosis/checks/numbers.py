@@ -14,7 +14,7 @@ from .stale import RECALIBRATE, SMALL
 
 LAST_BATCH = 0.5  # momentum above it: over 58 % of a single batch's noise stays in the running statistics
 LEFT = 0.05  # share of the initial 0 and 1 in the running statistics
-SWAMPED = 0.9  # share of eps under the root
+SWAMPED = 0.99  # share of eps under the root: the output's standard deviation is a tenth of gamma
 NOTICEABLE = 0.1
 NO_EPS = torch.finfo(torch.float32).tiny  # of the copy in place of 0, which torch refuses in training
 LARGEST_USUAL = 1e-3  # eps: torch's default is 1e-5, that of Keras and of Inception 1e-3
@@ -86,11 +86,12 @@ def _towards_new(e: Examination, name: str) -> bool:
 def eps(e: Examination) -> Iterator[Finding]:
     """Find layers whose eps, and not the variance, is most of what is under the root.
 
-    Test: eps / (var + eps) of the median channel that varies, with the variance of the data. Threshold: above 90 %
-    (`SWAMPED`) the layer does not normalize, a warning. Above a tenth (`NOTICEABLE`) the output's standard deviation is
-    over 5 % short of 1: a warning if eps is larger than any framework's default, and else a note, since small initial
-    weights give small variances. A tenth of the channels above 90 % is a note too. An eps of 0 divides by zero where a
-    channel is constant, and torch refuses it in training: a warning.
+    Test: eps / (var + eps) of the median channel that varies, with the variance of the data. Threshold: above 99 %
+    (`SWAMPED`) the layer does not normalize, a warning: the output's standard deviation is less than a tenth of gamma.
+    Above a tenth (`NOTICEABLE`) it is over 5 % short: a warning if eps is larger than any framework's default, and else
+    a note, since small initial weights give small variances (up to 96 % in torchvision's EfficientNets). A tenth of the
+    channels above 99 % is a note too. An eps of 0 divides by zero where a channel is constant, and torch refuses it in
+    training: a warning.
     """
     shares = {name: _shares(m.var, e.layers[name].eps) for name, m in e.measured.items()}
     medians = {name: float(share.median()) for name, share in shares.items()}
