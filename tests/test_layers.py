@@ -334,3 +334,26 @@ def test_a_weight_that_is_no_parameter_any_more_counts(change):
         wanted = plain * F.softplus(torch.tensor(1.0))
     # Tolerance: the product is rounded at another place.
     torch.testing.assert_close(layer(x), wanted, rtol=1e-6, atol=1e-6)
+
+
+def test_buffers_that_are_no_buffers_any_more_count():
+    parametrized, plain, uncounted = (bn.BatchNorm2d(3) for _ in range(3))
+    parametrize.register_parametrization(parametrized, "running_mean", nn.Identity())
+    mean = plain.get_buffer("running_mean")
+    del plain.running_mean
+    plain.running_mean = mean
+    del uncounted.num_batches_tracked
+    uncounted.num_batches_tracked = None
+    x, wanted = torch.randn(4, 3, 5, 5), bn.BatchNorm2d(3)
+    z = wanted(x)
+    for layer in (plain, uncounted, parametrized.eval()):
+        assert torch.equal(layer(x), z if layer.training else x / (1 + 1e-5) ** 0.5)
+    assert torch.equal(mean, wanted.get_buffer("running_mean"))
+    assert torch.equal(uncounted.get_buffer("running_mean"), wanted.get_buffer("running_mean"))
+
+
+def test_a_parametrized_layer_compiles_whole():
+    layer, x = bn.BatchNorm2d(3).eval(), torch.randn(4, 3, 5, 5)
+    parametrize.register_parametrization(layer, "weight", nn.Softplus())
+    wanted = layer(x)
+    torch.testing.assert_close(torch.compile(layer, backend="eager", fullgraph=True)(x), wanted)

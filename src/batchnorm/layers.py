@@ -6,7 +6,7 @@ import inspect
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,17 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 _STATISTICS = ("running_mean", "running_var")
+_COUNT = "num_batches_tracked"
+
+
+class _Held(NamedTuple):
+    """The tensors of a layer, None where it has none."""
+
+    weight: Tensor | None
+    bias: Tensor | None
+    mean: Tensor | None
+    var: Tensor | None
+    batches_seen: Tensor | None
 
 
 class FusedBatchNorm(_BatchNorm):
@@ -147,16 +158,13 @@ class FusedBatchNorm(_BatchNorm):
             return dispatch.normalize_by_batch(input, how)[0]
         return dispatch.normalize(input, running_mean, running_var, how)
 
-    def _held(self) -> tuple[Tensor | None, ...]:
-        """Return weight, bias, running_mean, running_var and num_batches_tracked.
-
-        Each takes 1 us as an attribute, because Python looks everywhere else before it asks the Module.
-        """
+    def _held(self) -> _Held:
+        """Return the tensors. Each takes 1 us as an attribute, because Python asks the Module last."""
         held = self._parameters | self._buffers
-        if "weight" in held and "bias" in held:
-            return held["weight"], held["bias"], held["running_mean"], held["running_var"], held["num_batches_tracked"]
-        # Parametrizations and pruning make attributes of them.
-        return self.weight, self.bias, self.running_mean, self.running_var, self.num_batches_tracked
+        try:
+            return _Held(*(held["weight"], held["bias"], held["running_mean"], held["running_var"], held[_COUNT]))
+        except KeyError:  # parametrizations and pruning make attributes of them
+            return _Held(self.weight, self.bias, self.running_mean, self.running_var, self.num_batches_tracked)
 
     def _normalize_specially(self, x: Tensor, how: Transform, mask: Tensor | None, lengths: Tensor | None) -> Tensor:
         special = self._special or Special()
