@@ -86,6 +86,25 @@ def test_double_backward(activation):
     assert torch.autograd.gradgradcheck(f, (x, weight, bias))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["kernel", "torch"])
+def test_double_backward_beside_a_residual_without_gradient(dtype):
+    x, weight, bias, dz = (t.to(dtype) for t in draw((4, 2, 3), seed=3))
+    x.requires_grad_()
+    residual = torch.ones_like(x)
+    z = batch_norm(x, None, None, weight, bias, training=True, activation="sigmoid", residual=residual)
+    (dx,) = torch.autograd.grad(z, x, dz, create_graph=True)
+    (twice,) = torch.autograd.grad(dx.square().sum(), x)
+
+    def expected(x):
+        mean, var = x.mean((0, 2), keepdim=True), x.var((0, 2), correction=0, keepdim=True)
+        y = (x - mean) / (var + 1e-5).sqrt() * weight[:, None] + bias[:, None] + residual.double()
+        return torch.autograd.grad(torch.sigmoid(y), x, dz.double(), create_graph=True)[0].square().sum()
+
+    wide = x.detach().double().requires_grad_()
+    (wanted,) = torch.autograd.grad(expected(wide), wide)
+    torch.testing.assert_close(twice.double(), wanted, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("momentum", [0.1, 1.0, 0.0, -0.5])
 def test_running_statistics_move_by_momentum_toward_the_batch(momentum):
     x, *_ = draw((6, 3, 4))

@@ -415,3 +415,23 @@ def test_a_mask_is_a_tensor_with_an_axis_of_examples():
         layer(x, mask=[True, False])  # pyright: ignore[reportArgumentType]
     with pytest.raises(bn.BatchNormError, match="got a scalar"), bn.masked(layer, mask=torch.tensor(True)):
         pass
+
+
+@pytest.mark.parametrize(
+    "unpack",
+    [lambda t: t.mT.contiguous().mT if t.dim() > 2 else t, lambda t: t.float() if t.dtype == torch.float64 else t],
+    ids=["other strides", "narrow statistics"],
+)
+def test_saved_tensors_may_come_back_as_hooks_made_them(unpack):
+    layer, mask = bn.BatchNorm1d(3, activation="relu"), torch.tensor([[True] * 4, [True, True, False, False]])
+    x, dz = (torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    x.requires_grad_()
+
+    def gradients():
+        return torch.autograd.grad(layer(x, mask=mask), [x, *layer.parameters()], dz)
+
+    wanted = gradients()
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t, unpack):
+        found = gradients()
+    # Tolerance: statistics that were float32 for a while.
+    assert_close(found, wanted, rtol=1e-5, atol=1e-6)

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..errors import BatchNormError
 from . import bindings, fallback
 from .activation import Activation, Transform, finish
-from .bindings import Gradients, Normalized, Running
+from .bindings import Gradients, Normalized, Running, Whole
 
 # (dz, x, how, saved, want_dx, want_dresidual) to the gradients.
 Backward = Callable[[Tensor, Tensor, Transform, Tensor, bool, bool], Gradients]
@@ -63,7 +63,7 @@ class _NormalizeByBatch(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *gradients):
-        backward = partial(_backward, size=ctx.size)
+        backward = partial(backward_of_saved, size=ctx.size)
         return *_gradients(ctx, gradients[0], ctx.needs_input_grad[:4], backward), None, None, None
 
 
@@ -78,7 +78,7 @@ def _save(ctx, x: Tensor, how: Transform, saved: Tensor, size: int = 0) -> None:
 def _gradients(ctx, dz: Tensor | None, wanted: tuple[bool, ...], backward: Backward) -> Found:
     """Return the wanted gradients of x, weight, bias and residual.
 
-    They are by `backward`, or by torch's operations if they must be differentiable themselves.
+    `backward` computes them, or torch's operations if they must be differentiable themselves.
     """
     if dz is None:
         return (None,) * 4
@@ -93,8 +93,8 @@ def _gradients(ctx, dz: Tensor | None, wanted: tuple[bool, ...], backward: Backw
     inputs = [t for t, want in zip((x, weight, bias, residual), wanted, strict=True) if want and t is not None]
     gradients = iter(torch.autograd.grad(z, inputs, dz, create_graph=True))
     dx, dweight, dbias = (next(gradients) if want else None for want in wanted[:3])
-    dresidual = dz if residual is None else next(gradients)
-    return dx, dweight, dbias, dresidual if wanted[3] else None
+    dresidual = (dz if residual is None else next(gradients)) if wanted[3] else None
+    return dx, dweight, dbias, dresidual
 
 
 @torch.library.custom_op("batchnorm::normalize_by_batch", mutates_args=(), device_types="cpu")
@@ -127,7 +127,7 @@ def _normalize_by_batch_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients of x, weight, bias and residual. Without a residual the last is empty."""
     how = Transform(weight, bias, 0.0, _named(activation), slope, residual)  # the backward has eps in rstd
-    dx, dweight, dbias, dresidual = _backward(dz, x, how, saved, True, residual is not None)
+    dx, dweight, dbias, dresidual = backward_of_saved(dz, x, how, saved, True, residual is not None)
     assert dx is not None  # it was wanted
     return _like(dx, x), dweight, dbias, x.new_empty(0) if dresidual is None else _like(dresidual, x)
 
@@ -142,8 +142,15 @@ def _named(activation: str | None) -> Activation | None:
     return cast(Activation | None, activation)  # an operator's schema has no Literal
 
 
-def _backward(
-    dz: Tensor, x: Tensor, how: Transform, saved: Tensor, want_dx: bool, want_dresidual: bool, size: int = 0
+def backward_of_saved(
+    dz: Tensor,
+    x: Tensor,
+    how: Transform,
+    saved: Tensor,
+    want_dx: bool,
+    want_dresidual: bool,
+    size: int = 0,
+    whole: Whole | None = None,
 ) -> Gradients:
     """Run the backward kernel on saved tensors of any dtype and strides, as hooks of saved tensors may return them."""
     x, how = _coerced(x, how)
@@ -153,7 +160,7 @@ def _backward(
             f"the backward of batch_norm got tensors of shapes {tuple(x.shape)} and {tuple(saved.shape)} from hooks of "
             f"saved tensors; wanted the shapes that the hooks received, {tuple(dz.shape)} and {(2, dz.shape[1])}"
         )
-    return bindings.backward(dz.to(x.dtype), x, how, saved, want_dx, want_dresidual, size)
+    return bindings.backward(dz.to(x.dtype), x, how, saved, want_dx, want_dresidual, size, whole)
 
 
 def _coerced(x: Tensor, how: Transform) -> tuple[Tensor, Transform]:

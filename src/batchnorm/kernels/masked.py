@@ -12,6 +12,7 @@ from torch import Tensor
 from ..moments import Moments
 from . import bindings, dispatch
 from .activation import Transform
+from .autograd import backward_of_saved
 from .bindings import Gradients, Whole
 from .packing import Packed
 
@@ -71,9 +72,9 @@ class _Masked(torch.autograd.Function):
 
 def _gradients(dz: Tensor, filled: Tensor, how: Transform, saved: Tensor, count: int) -> Gradients:
     """Return the gradients by two passes of the kernel: the sums, then dx by the number of values that count."""
-    own = bindings.backward(dz, filled, how, saved, want_dx=False)
+    own = backward_of_saved(dz, filled, how, saved, False, False)
     whole = Whole(torch.stack((own.bias, own.weight)).double(), count)
-    found = bindings.backward(dz, filled, how, saved, True, how.residual is not None, whole=whole)
+    found = backward_of_saved(dz, filled, how, saved, True, how.residual is not None, whole=whole)
     return found._replace(weight=own.weight, bias=own.bias)
 
 

@@ -12,6 +12,7 @@ from ..errors import BatchNormError
 from ..moments import Moments
 from . import bindings, dispatch
 from .activation import Transform, finish
+from .autograd import backward_of_saved
 from .bindings import Whole
 from .checks import check_eps
 from .meeting import Meeting
@@ -68,12 +69,11 @@ class _Synchronized(torch.autograd.Function):
 
 
 def _by_kernel(ctx, dz: Tensor, x: Tensor, how: Transform, saved: Tensor, want_dresidual: bool) -> bindings.Gradients:
-    own = bindings.backward(dz, x, how, saved, want_dx=False)
+    own = backward_of_saved(dz, x, how, saved, False, False)
     sums = ctx.meeting.sum(torch.stack((own.bias, own.weight)).double())
     whole = Whole(sums, ctx.count)
-    return bindings.backward(dz, x, how, saved, True, want_dresidual, whole=whole)._replace(
-        weight=own.weight, bias=own.bias
-    )
+    found = backward_of_saved(dz, x, how, saved, True, want_dresidual, whole=whole)
+    return found._replace(weight=own.weight, bias=own.bias)
 
 
 def _by_torch(ctx, dz: Tensor, x: Tensor, how: Transform, saved: Tensor, want_dresidual: bool) -> bindings.Gradients:
