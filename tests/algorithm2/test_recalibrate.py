@@ -649,3 +649,29 @@ def test_torchs_averaged_model():
 def test_a_network_that_is_one_layer_has_a_name_in_the_table():
     printed = str(bn.recalibrate(nn.BatchNorm1d(3), [torch.randn(4, 3)]))
     assert printed.splitlines()[2].startswith("(itself)  recalibrated")
+
+
+@pytest.mark.parametrize("kind", [nn.BatchNorm1d, bn.BatchNorm1d])
+def test_padding_that_is_masked_is_not_recalibrated(kind):
+    model = nn.Sequential(kind(3), nn.Conv1d(3, 2, 1), kind(2))
+    x = torch.randn(4, 3, 6, generator=torch.Generator().manual_seed(0))
+    lengths = torch.tensor([6, 1, 3, 4])
+    counted = torch.arange(6) < lengths[:, None]
+    padded = x.masked_fill(~counted[:, None], 99.0)
+    with bn.masked(model, lengths=lengths):
+        bn.recalibrate(model, [padded, padded])
+    values = x.movedim(1, -1)[counted]
+    assert_statistics(model[0], *numpy_statistics(torch.cat([values, values])))
+    other = copy.deepcopy(model)
+    with bn.masked(other, lengths=lengths):
+        bn.recalibrate(other, [padded.masked_fill(~counted[:, None], -7.0)] * 2)
+    # Tolerance: the sums of the kernel have another order where the padding has other values.
+    for name in STATISTICS:
+        torch.testing.assert_close(getattr(other[2], name), getattr(model[2], name), rtol=1e-5, atol=1e-6)
+
+
+def test_lengths_that_the_forward_passes_keep_padding_out():
+    layer = bn.BatchNorm1d(3)
+    x = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
+    bn.recalibrate(layer, [x], forward=lambda layer, x: layer(x, lengths=torch.tensor([4, 1])))
+    assert_statistics(layer, *numpy_statistics(torch.cat([x[0].T, x[1, :, :1].T])))

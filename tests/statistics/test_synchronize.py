@@ -165,9 +165,24 @@ def together(rank: int) -> dict[str, torch.Tensor | None]:
     return {name: getattr(layer, name) for name in ("running_mean", "running_var", "num_batches_tracked")}
 
 
+def recalibrated(rank: int) -> dict[str, Any]:
+    """Recalibrate synchronized layers on another number of batches in each process."""
+    model = bn.synchronize(nn.Sequential(bn.BatchNorm1d(3), nn.BatchNorm1d(3)))
+    bn.recalibrate(model, list(numbered(rank)))
+    state = copy.deepcopy(model[0].state_dict())
+    x = torch.full((2, 3), float(rank)) + torch.tensor([[0.0], [1.0]])
+    return {"state": state, "z": model(x).detach()}
+
+
+def numbered(rank: int) -> tuple[torch.Tensor, ...]:
+    """Return a batch in process 0, two in process 1, and so on."""
+    return torch.randn(4 * (rank + 1), 3, generator=torch.Generator().manual_seed(rank)).add(rank).split(4)
+
+
 def run_rank(rank: int, _group: Any) -> dict[str, Any]:
     found = {name: run_case(case, rank) for name, case in CASES.items()}
-    return {"cases": found, "errors": other_orders(rank), "trained": trained(rank), "together": together(rank)}
+    others = {"trained": trained(rank), "together": together(rank), "recalibrated": recalibrated(rank)}
+    return {"cases": found, "errors": other_orders(rank), **others}
 
 
 @pytest.fixture(scope="module")
@@ -239,6 +254,17 @@ def test_masks_virtual_batches_and_accumulation_together(ranks):
         assert_close(to_numpy(found["running_mean"]), mean, rtol=1e-6, atol=1e-6)
         assert_close(to_numpy(found["running_var"]), var, rtol=1e-6, atol=1e-6)
         assert found["num_batches_tracked"] == 1
+
+
+def test_recalibrate_waits_for_no_process_within_a_batch(ranks):
+    whole = torch.cat([x for rank in range(WORLD) for x in numbered(rank)])
+    mean, var = reference.population(to_numpy(whole))
+    outputs = [rank["recalibrated"] for rank in ranks]
+    for found in outputs:
+        assert_close(to_numpy(found["state"]["running_mean"]), mean, rtol=1e-6, atol=1e-6)
+        assert_close(to_numpy(found["state"]["running_var"]), var, rtol=1e-6, atol=1e-6)
+    z = torch.cat([found["z"] for found in outputs])
+    assert_close(z.mean(0), torch.zeros(3), rtol=0, atol=1e-6)  # the layers are synchronized again
 
 
 @pytest.fixture

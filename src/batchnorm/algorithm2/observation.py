@@ -1,4 +1,4 @@
-"""Run batches through a network whose BN layers normalize by the batch, and record the inputs of those layers."""
+"""Run batches through a network whose BN layers normalize by the batch, and record the moments of their inputs."""
 
 from __future__ import annotations
 
@@ -14,6 +14,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..graph.batches import in_eval
 from ..kernels import dispatch
+from ..kernels.batches import Special
+from ..kernels.meeting import Alone
+from ..kernels.packing import Packed, as_mask
+from ..layers import FusedBatchNorm
 from ..moments import Moments
 from .estimator import Estimate
 
@@ -75,10 +79,14 @@ class LeaveOut(BaseException):
 def on_batch_statistics(model: nn.Module, layers: dict[str, Tracked]) -> Iterator[None]:
     """Put the network in eval mode, and take the running statistics away from `layers`.
 
-    Without running statistics every kind of BN layer normalizes by the batch, and tracks nothing. SyncBatchNorm does
-    not wait for other processes.
+    Without running statistics every kind of BN layer normalizes by the batch, and tracks nothing. Neither SyncBatchNorm
+    nor `bn.synchronize` waits for other processes, which may have another number of batches.
     """
+    specials = [special for layer, _, _ in layers.values() if (special := _special(layer)) and special.meeting]
+    meetings = [special.meeting for special in specials]
     try:
+        for special in specials:
+            special.meeting = Alone()
         for layer, _, _ in layers.values():
             layer.running_mean = layer.running_var = None
         with in_eval(model), torch.no_grad(), torch.compiler.set_stance("force_eager"):
@@ -86,6 +94,8 @@ def on_batch_statistics(model: nn.Module, layers: dict[str, Tracked]) -> Iterato
     finally:
         for layer, mean, var in layers.values():
             layer.running_mean, layer.running_var = mean, var
+        for special, meeting in zip(specials, meetings, strict=True):
+            special.meeting = meeting
 
 
 @contextmanager
@@ -101,19 +111,39 @@ def _recording(layers: dict[str, Tracked], seen: Seen) -> Iterator[None]:
             hook.remove()
 
 
-def _record(name: str, seen: Seen, _layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Append the moments of the input of layer `name` to `seen`."""
-    moments = dispatch.moments(args[0] if args else kwargs["input"])
+def _record(name: str, seen: Seen, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Append the moments of the values that count in the input of layer `name` to `seen`."""
+    moments = dispatch.moments(_counted(layer, args[0] if args else kwargs["input"], kwargs))
     if moments.count == 1:
         raise LeaveOut(f"it gives {name!r} one value per channel, which has no variance")
     if moments.count:
         seen.append((name, moments))
 
 
+def _counted(layer: nn.Module, x: Tensor, kwargs: dict[str, Any]) -> Tensor:
+    """Return x, or the values (M, C) of it that a mask counts: an argument of our layers, or that of `bn.masked`."""
+    special = _special(layer)
+    if kwargs.get("mask") is not None or kwargs.get("lengths") is not None:
+        mask = as_mask(x, kwargs.get("mask"), kwargs.get("lengths"))
+    elif special is not None and special.mask is not None:
+        mask = special.mask(x)
+    else:
+        return x
+    return Packed(x, mask).rows(x)
+
+
+def _special(layer: nn.Module) -> Special | None:
+    """Return what is special about our layer, or about torch's, whose forward holds it then."""
+    if isinstance(layer, FusedBatchNorm):
+        return layer._special
+    special = getattr(vars(layer).get("forward"), "special", None)
+    return special if isinstance(special, Special) else None
+
+
 def _check_finite(seen: Seen) -> None:
     """Raise `LeaveOut` if an input had a value that is not finite, which makes m2 not finite.
 
-    Called after the batch, so that the CPU waits for the device once.
+    Called after the batch, so that the CPU does not wait for the device within it.
     """
     for name, moments in seen:
         if not moments.m2.isfinite().all():

@@ -112,6 +112,21 @@ class Meeting:
         return f"the {_DIRECTIONS[direction]} of layer {self.names[index]!r} ({channels} channels)"
 
 
+class Alone(Meeting):
+    """A meeting of one process, which waits for no other."""
+
+    def __init__(self) -> None:
+        super().__init__(None, (), 0, 0)
+
+    def merge(self, own: Moments) -> Moments:
+        """Return the moments of this process."""
+        return own
+
+    def sum(self, own: Tensor) -> Tensor:
+        """Return the sums of this process."""
+        return own
+
+
 def check_same(group: Any, channels: Mapping[str, int]) -> None:
     """Raise PeerError unless all processes of the group have the same layers, given as channels by name.
 
