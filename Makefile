@@ -29,12 +29,14 @@ docs: $(VENV)/lint
 wheels: $(VENV)/wheels
 	$(VENV)/bin/python tools/build_wheels.py dist
 
-# The wheel of this machine in a new environment: the tests of the library. Zig and qemu, if it is there, run those of NEON.
+# The newest wheel of this machine in dist/, or a new one, in a new environment: the tests of the library. Zig and qemu, if
+# it is there, run those of NEON.
 test-wheel:
-	test -e dist/*manylinux*_$(shell uname -m).whl || $(MAKE) wheels
+	ls dist/*manylinux*_$(shell uname -m).whl || $(MAKE) wheels
 	rm -rf build/wheel
 	$(PYTHON) -m venv build/wheel
-	wheel=$$(echo dist/*manylinux*_$(shell uname -m).whl) && build/wheel/bin/pip install --quiet "$$wheel[test,wheels]"
+	wheel=$$(ls -t dist/*manylinux*_$(shell uname -m).whl | head -1) && \
+	  build/wheel/bin/pip install --quiet "$$wheel[test,wheels]"
 	build/wheel/bin/pytest tests/kernels tests/test_*.py
 
 # Fail every write of short runs once, and kill them there; about 20 minutes on two cores. The tests take a sample.

@@ -13,8 +13,8 @@ The contenders alternate network by network. A layer right after another contend
 outputs to be written back.
 
 The result is the median of the rounds. The spread is from the 10th to the 90th percentile of the sums of the rounds.
-The record holds every round. It also holds the ratios of the rounds with fast and with slow copies, because other users
-of a shared machine use its last-level cache too.
+The record holds every round. Other users of a shared machine use its last-level cache too. So it also holds the ratios
+of the rounds with fast copies, and of those with slow ones.
 
 torch.compile runs after that, shape by shape and warmed up, because it keeps few compiled programs at a time.
 """
@@ -64,7 +64,7 @@ FOLLOWERS: dict[str, tuple[type[nn.Module], Activation]] = {
     "hardswish": (nn.Hardswish, "hardswish"),
     "residual": (nn.ReLU, "relu"),
 }
-KINKS = (-3, 0, 3)  # of these activations, or none there
+KINKS = (-3, 0, 3)  # of ReLU and Hardswish
 
 Shape = tuple[int, int, int, int]
 Times = dict[str, list[float]]  # phase: ms of each layer of one shape, round by round

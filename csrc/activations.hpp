@@ -1,5 +1,5 @@
-// The activations g and their slopes, on vectors. The bits of a value are the same at every width, so that the forward
-// and the backward round alike, and a tail equals a vector. NaN and infinities give what torch's operations give.
+// The activations g and their slopes, on vectors. A value has the same bits at every width. So the forward and the
+// backward round alike, and a tail equals a vector. NaN and infinities give what torch's operations give.
 #pragma once
 
 #include "batch_norm.hpp"

@@ -1,5 +1,6 @@
 /* The C interface of the kernels. The library links to neither Python nor torch, so one build serves every release of
-   both. `batchnorm/kernels/library.py` is the caller: it packs the structs, and guarantees dtype, layout and size. */
+   both. `batchnorm/kernels/library.py` packs the structs. `bindings.py` there checks dtype, layout and size; the
+   library does not. */
 #ifndef BATCHNORM_INTERFACE_H
 #define BATCHNORM_INTERFACE_H
 
@@ -15,8 +16,9 @@ extern "C" {
 typedef struct {
     int64_t n, c, s;
     int32_t channels_last, bfloat16;
-    int32_t activation; /* of the enum in batch_norm.hpp */
-    int32_t threads;
+    int32_t
+        activation; /* 0 none, 1 ReLU, 2 leaky ReLU, 3 ReLU6, 4 Hardswish, 5 sigmoid, 6 SiLU, 7 GELU, 8 its tanh form */
+    int32_t threads;      /* 1 or more */
     float slope;          /* of the leaky ReLU below 0 */
     const float* gamma;   /* (C), or null for 1 */
     const float* beta;    /* (C), or null for 0 */
@@ -34,7 +36,7 @@ typedef struct {
     double momentum;     /* of the running statistics */
     float* running_mean; /* (C), or null for both. They move by the last virtual batch, if it is finite. */
     float* running_var;
-    int64_t* count; /* increased by 1 if the batch is finite, or null */
+    int64_t* count; /* increased by 1 if what they move by is finite, or null */
 } batchnorm_forward_call;
 
 typedef struct {
@@ -70,10 +72,11 @@ typedef struct {
     const float* var;
 } batchnorm_running_call;
 
-/* Return 1 if the batch statistics are finite, 0 if they are not, -1 if memory ran out. */
+/* Return 1 if the statistics of the batch, or of the last virtual batch, are finite, 0 if they are not, -1 if memory
+   ran out or the activation is unknown. */
 int batchnorm_forward(const batchnorm_forward_call*);
 
-/* Return 0, or -1 if memory ran out. */
+/* Return 0, or -1 if memory ran out or the activation is unknown. */
 int batchnorm_backward(const batchnorm_backward_call*);
 int batchnorm_inference(const batchnorm_inference_call*);
 

@@ -181,8 +181,8 @@ void sum_deviations(const Forward& f, int64_t c0, int64_t c1, const T* x, Affine
     }
 }
 
-// Steps capture by value, because the compiler reloads after each store what a store may change, and scalars, because a
-// struct that is captured stays in memory.
+// Steps capture by value, because a store makes the compiler reload what it may change. They capture scalars, because a
+// captured struct stays in memory.
 template <class T, Activation A, class Streaming, class Adds>
 void forward_maps(const Forward& f, Streaming streaming, Adds adds) {
     const T *x = static_cast<const T*>(f.x), *residual = static_cast<const T*>(f.residual);

@@ -1,4 +1,4 @@
-/* A user of csrc/interface.h in plain C: calls each function once, and checks the results against formulas in double.
+/* A user of csrc/interface.h in plain C: calls every function, and checks the results against formulas in double.
    Prints "right", or what is not. */
 #include "interface.h"
 
@@ -96,6 +96,9 @@ static void train_and_infer(int last) {
 int main(void) {
     train_and_infer(0);
     train_and_infer(1);
+    const int pool = batchnorm_has_pool();
+    compare("has a pool, 0 or 1", pool == 0 || pool == 1, 1);
+    compare("has a cache", batchnorm_last_level_cache() > 0, 1);
     if (!wrong) printf("right: interface %d, %s\n", (int)batchnorm_interface, batchnorm_target());
     return wrong;
 }

@@ -200,6 +200,7 @@ int main() {
     for (int64_t s = 1; s <= 17; ++s) sizes.push_back(s);
     const std::vector<int64_t> channels{1, 2, 3, 16, 17, 64, 65, 127, 129, 168, 192, 257, 1025};
     int large = 0;
+    unsigned checked = 0;  // a bit for each activation that had values
     for (int64_t s : sizes)
         for (int64_t c : channels) {
             const int64_t n = (s + c) % 4;  // 0 to 3 images
@@ -211,15 +212,16 @@ int main() {
                 p.c = c, p.s = s;
                 p.channels_last = variant & 1;
                 p.dtype = variant & 2 ? Dtype::bfloat16 : Dtype::float32;
-                const int turn = static_cast<int>(s + c), which = variant / 4 % 3;
+                const int turn = static_cast<int>((s + c) / 4), which = variant / 4 % 3;  // n takes the remainder
                 p.activation = static_cast<Activation>(which == 0 ? 0 : which == 1 ? 1 + turn % 4 : 5 + turn % 4);
+                if (n * c * s) checked |= 1u << static_cast<int>(p.activation);
                 p.slope = 0.1f;
                 p.threads = 2;  // small shapes run in one thread all the same
                 cache = variant % 24 < 12 ? int64_t{1} << 40 : 0;
-                const bool large = variant >= 24;  // the squares overflow float, so all is summed again in double
-                p.residual = !large && (s + variant) % 2 ? &runs : nullptr;  // not null: run() makes one
-                const float one = large ? 0x1p100f : 1.0f;
-                const uint16_t half = large ? 0x7180 : 0x3f80;
+                const bool overflows = variant >= 24;  // the squares do, so all is summed again in double
+                p.residual = !overflows && (s + variant) % 2 ? &runs : nullptr;  // not null: run() makes one
+                const float one = overflows ? 0x1p100f : 1.0f;
+                const uint16_t half = overflows ? 0x7180 : 0x3f80;
                 const bool right = p.dtype == Dtype::bfloat16 ? run<uint16_t>(p, half, one) : run<float>(p, one, one);
                 if (!right) {
                     std::printf("wrong: n %ld c %ld s %ld variant %d\n", (long)p.n, (long)c, (long)s, variant);
@@ -227,5 +229,9 @@ int main() {
                 }
             }
         }
+    if (checked != (1u << 9) - 1) {
+        std::printf("activations without values: %x\n", ~checked & ((1u << 9) - 1));
+        return 1;
+    }
     std::printf("%d runs, %s\n", runs, has_pool() ? "two threads" : "one thread");
 }

@@ -1,4 +1,4 @@
-"""What batch normalization can apply to its output: a residual and an activation, z = g(BN(x) + residual)."""
+"""The residual and the activation that follow batch normalization: z = g(BN(x) + residual)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Activation = Literal["relu", "leaky_relu", "relu6", "sigmoid", "silu", "hardswis
 
 
 class Transform(NamedTuple):
-    """What z = g(BN(x) + residual) needs beside x and its statistics.
+    """All that z = g(BN(x) + residual) needs beside x and its statistics.
 
     Arguments:
         weight: gamma, (C,), or None for 1.

@@ -1,4 +1,4 @@
-"""Which values share a mean and a variance: those that a mask counts, virtual batches, or those of all processes."""
+"""Choose the values that share a mean and a variance: those of a mask, of virtual batches, or of all processes."""
 
 from __future__ import annotations
 

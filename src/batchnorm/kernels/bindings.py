@@ -50,7 +50,8 @@ class Normalized(NamedTuple):
     Arguments:
         z: the output, shaped like the input.
         batch: mean and unbiased variance of the batch, (2, C). None if running statistics were given.
-        finite: True if the batch statistics are finite. Only then do given running statistics move.
+        finite: True if the statistics of the batch, or of the last virtual one, are finite. Only then do given running
+            statistics move.
         saved: mean and rstd of each virtual batch, (G, 2, C) in float64, for the backward.
     """
 

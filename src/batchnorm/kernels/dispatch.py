@@ -91,8 +91,8 @@ def normalize_and_track(x: Tensor, how: Transform, running: Running) -> tuple[Te
         BatchNormError: as `check_running` and `normalize_by_batch`.
         RuntimeError: as `check_running`.
     """
-    # One check of everything, then one call. After a kernel has streamed a large tensor, the caches hold nothing of the
-    # interpreter, and each further call from Python takes several times its usual time.
+    # One check of everything, then one call. A kernel that streams a large tensor drives the interpreter out of the
+    # caches. Each further call from Python then takes several times as long.
     per_channel = (how.weight, how.bias, running.mean, running.var)
     if x.is_cuda:
         if _is_eager(x, how.residual, *per_channel) and device.supports(x, running):

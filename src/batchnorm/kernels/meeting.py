@@ -25,8 +25,8 @@ _GRACE = 1.0  # seconds for the other waiting processes to say that they wait, a
 class Meeting:
     """The processes that share the statistics of one layer.
 
-    Every exchange of every layer has the same size, so that processes in different layers get each other's numbers,
-    and an error that names both, where collectives of different sizes would hang.
+    Every exchange has the same size. So processes in different layers get an error that names both. Collectives of
+    different sizes would hang.
 
     A copy of a layer shares the meeting. A pickled layer loses it, because its processes are gone.
 
