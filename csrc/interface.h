@@ -16,12 +16,11 @@ extern "C" {
 typedef struct {
     int64_t n, c, s;
     int32_t channels_last, bfloat16;
-    int32_t
-        activation; /* 0 none, 1 ReLU, 2 leaky ReLU, 3 ReLU6, 4 Hardswish, 5 sigmoid, 6 SiLU, 7 GELU, 8 its tanh form */
-    int32_t threads;      /* 1 or more */
-    float slope;          /* of the leaky ReLU below 0 */
-    const float* gamma;   /* (C), or null for 1 */
-    const float* beta;    /* (C), or null for 0 */
+    int32_t activation; /* 0 none, 1 ReLU, 2 leaky, 3 ReLU6, 4 Hardswish, 5 sigmoid, 6 SiLU, 7 GELU, 8 its tanh form */
+    int32_t threads;    /* 1 or more */
+    float slope;        /* of the leaky ReLU below 0 */
+    const float* gamma; /* (C), or null for 1 */
+    const float* beta;  /* (C), or null for 0 */
     const void* residual; /* or null */
 } batchnorm_problem;
 
