@@ -9,6 +9,7 @@ import sys
 from hashlib import sha256
 
 import pytest
+from support.cross import CROSS, QEMU, needs_aarch64
 from support.kernel_cases import by_the_kernels
 from support.paths import ROOT
 
@@ -86,6 +87,18 @@ def test_a_program_in_c_uses_the_library(tmp_path):
     subprocess.run([COMPILER, *strict, *user], check=True)
     done = subprocess.run([tmp_path / "user"], capture_output=True, text=True, check=False)
     assert done.stdout == f"right: interface {library.INTERFACE}, {bindings.kernel_target()}\n"
+
+
+@needs_aarch64
+def test_a_program_in_c_uses_the_library_on_aarch64(tmp_path):
+    named = ["-DBATCHNORM_KERNELS=kernels_native", '-DBATCHNORM_TARGET="aarch64"']
+    sources, include = sorted(HEADER.parent.glob("*.cpp")), f"-I{HEADER.parent}"
+    strict = ["-x", "c", "-std=c99", include, "-c", ROOT / "tests/kernels/interface.c", "-o", tmp_path / "user.o"]
+    subprocess.run([*CROSS, *strict], check=True)
+    whole = ["-std=c++17", "-O1", "-ffp-contract=off", include, *named, *sources, tmp_path / "user.o", "-static"]
+    subprocess.run([*CROSS, *whole, "-o", tmp_path / "user"], check=True)
+    done = subprocess.run([QEMU, tmp_path / "user"], capture_output=True, text=True, check=False)
+    assert done.stdout == f"right: interface {library.INTERFACE}, aarch64\n"
 
 
 @needs_kernels

@@ -4,11 +4,10 @@ import os
 import platform
 import shutil
 import subprocess
-import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from support.cross import CROSS, QEMU, needs_aarch64
 from support.paths import ROOT
 
 COMPILER = shutil.which("c++") or shutil.which("g++")
@@ -65,20 +64,8 @@ def test_the_loops_stay_inside_their_blocks_and_are_right(driver, level):
     assert done.stdout == f"{EVERY_RUN}, {'two threads' if pool else 'one thread'}\n"
 
 
-def cross_compiler() -> list[str] | None:
-    """Return the command of a compiler for aarch64: GCC's, or that of the extra `wheels`."""
-    if found := shutil.which("aarch64-linux-gnu-g++"):
-        return [found]
-    return [sys.executable, "-m", "ziglang", "c++", "-target", "aarch64-linux-musl"] if find_spec("ziglang") else None
-
-
-CROSS, QEMU = cross_compiler(), shutil.which("qemu-aarch64")
-
-
-@pytest.mark.skipif(CROSS is None or QEMU is None, reason="no cross compiler or emulator for aarch64")
+@needs_aarch64
 def test_the_same_loops_on_neon(driver):
-    assert CROSS is not None
-    assert QEMU is not None
     program = driver(CROSS, ["-O1"], ["-static"])
     done = subprocess.run([QEMU, program], capture_output=True, text=True, check=False)
     assert done.stdout == f"{EVERY_RUN}, one thread\n", done.stdout + done.stderr
