@@ -294,16 +294,18 @@ def fused(name: str) -> dict[str, Any]:
         result = bn.fuse(model, x)
     except bn.BatchNormError as refused:
         return {"network": name, "layers": 0, "fused": 0, "others": {}, "error": None, "failure": str(refused)}
-    others = Counter(
-        f"{row.outcome}: {re.sub(r'^[^ ]+ adds it', 'another normalization adds it', row.reason)}"
-        for row in result.rows
-        if row.outcome != "fused"
-    )
+    others = Counter(f"{row.outcome}: {general(row.reason)}" for row in result.rows if row.outcome != "fused")
     unseen = torch.randn(3, *x.shape[1:])
     difference = error(result.model, model, unseen)
     record = {"network": name, "layers": len(result.rows), "fused": result.fused, "others": dict(others)}
     record |= {"error": difference, "failure": None}
     return record | ({"own_error_float32": own_error(model, unseen)} if difference > LIMIT else {})
+
+
+def general(reason: str) -> str:
+    """Return a reason without the names of one network."""
+    reason = re.sub(r"^[^ ]+ adds it", "another normalization adds it", reason)
+    return re.sub(r"_\d+ follows it", " follows it", reason)
 
 
 def recorded(file: str) -> list[dict[str, Any]]:

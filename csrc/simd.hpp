@@ -68,7 +68,7 @@ inline Vec<float, N> load(const bfloat16* p) {
     return (Vec<float, N>)(__builtin_convertvector(half, Vec<uint32_t, N>) << 16);
 }
 
-// Rounds to the upper 16 bits, to nearest even. NaN stays NaN, whatever its payload.
+// Rounds to the upper 16 bits, to nearest even. NaN stays NaN, whatever its payload. AVX512-BF16 makes denormals 0.
 template <int N>
 inline Vec<uint16_t, N> narrow(Vec<float, N> v) {
 #if defined(__AVX512BF16__)
