@@ -658,8 +658,12 @@ def test_padding_that_is_masked_is_not_recalibrated(kind):
     lengths = torch.tensor([6, 1, 3, 4])
     counted = torch.arange(6) < lengths[:, None]
     padded = x.masked_fill(~counted[:, None], 99.0)
-    with bn.masked(model, lengths=lengths):
-        bn.recalibrate(model, [padded, padded])
+
+    def forward(model, x):
+        with bn.masked(model, lengths=lengths):
+            model(x)
+
+    bn.recalibrate(model, [padded, padded], forward=forward)
     values = x.movedim(1, -1)[counted]
     assert_statistics(model[0], *numpy_statistics(torch.cat([values, values])))
     other = copy.deepcopy(model)

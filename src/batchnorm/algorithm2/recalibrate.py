@@ -108,7 +108,8 @@ def recalibrate(
 
     A layer keeps its statistics if it is frozen, or if it is in eval mode and the network in training mode. A batch
     is left out with a warning if it gives a layer a value that is not finite, or one value per channel.
-    `num_batches_tracked` becomes the number of batches that counted.
+    `num_batches_tracked` becomes the number of batches that counted. Padding that `bn.masked` masks in `forward`, or
+    that the network's own layers get as `mask` or `lengths`, does not count.
 
     Under `torch.distributed` every process calls this with its own batches, any number of them. Counts, means and
     spreads are merged, and all processes end with the same numbers. If one fails, all raise. (timm's `distribute_bn`
