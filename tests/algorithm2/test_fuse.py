@@ -452,3 +452,25 @@ def test_a_network_fused_within_a_block_has_no_part_in_it(kind):
 def test_a_layer_with_virtual_batches_is_kept():
     (row,) = bn.fuse(nn.Sequential(bn.BatchNorm1d(3, virtual_batch_size=2)), torch.randn(4, 3)).rows
     assert (row.outcome, row.reason) == ("kept", "it takes its statistics in another way")
+
+
+class Embedded(nn.Module):
+    """Add an embedding of the places to a normalization, as timm's visformer does, through a layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.layer = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.Identity()
+        self.places = nn.Parameter(torch.randn(1, 3, *IMAGE[2:]))
+
+    def forward(self, x):
+        return self.norm(self.conv(x)) + torch.sin(self.layer(self.places))
+
+
+def test_a_parameter_of_the_shape_of_one_example_is_no_residual():
+    torch.manual_seed(0)
+    model = Embedded().eval()
+    result = bn.fuse(model, torch.randn(1, *IMAGE[1:]))
+    assert (result.rows[0].outcome, result.rows[0].residual) == ("swapped", False)
+    assert result.rows[0].reason == "a sum with a constant follows it"
+    x = torch.randn(5, *IMAGE[1:])
+    close(result.model(x), model(x))
