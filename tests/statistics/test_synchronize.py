@@ -169,7 +169,7 @@ def recalibrated(rank: int) -> dict[str, Any]:
     """Recalibrate synchronized layers on another number of batches in each process."""
     model = bn.synchronize(nn.Sequential(bn.BatchNorm1d(3), nn.BatchNorm1d(3)))
     bn.recalibrate(model, list(numbered(rank)))
-    state = copy.deepcopy(model[0].state_dict())
+    state = copy.deepcopy(model.get_submodule("0").state_dict())
     x = torch.full((2, 3), float(rank)) + torch.tensor([[0.0], [1.0]])
     return {"state": state, "z": model(x).detach()}
 
