@@ -158,13 +158,13 @@ import batchnorm, torch
 try:
     torch.export.load("training.pt2")
 except Exception as error:  # the reason for the next import: the package alone registers no operator
-    print(error)
+    print("refused:", error)  # in words of torch, which differ from release to release
 import batchnorm.functional
 z = [torch.export.load(f"{name}.pt2").module()(torch.load("x.pt")).detach() for name in ("training", "decomposed")]
 torch.save(z, "z.pt")
 """
     done = python(code, cwd=tmp_path)
-    assert "custom op is not registered" in done.stdout + done.stderr
+    assert "refused:" in done.stdout, done.stdout + done.stderr
     z = model(x).detach()
     torch.testing.assert_close(torch.load(tmp_path / "z.pt"), [z, z])
 
