@@ -93,8 +93,8 @@ def test_a_program_in_c_uses_the_library(tmp_path):
 def test_a_program_in_c_uses_the_library_on_aarch64(tmp_path):
     named = ["-DBATCHNORM_KERNELS=kernels_native", '-DBATCHNORM_TARGET="aarch64"']
     sources, include = sorted(HEADER.parent.glob("*.cpp")), f"-I{HEADER.parent}"
-    strict = ["-x", "c", "-std=c99", include, "-c", ROOT / "tests/kernels/interface.c", "-o", tmp_path / "user.o"]
-    subprocess.run([*CROSS, *strict], check=True)
+    user = ["-x", "c", "-std=c99", "-O1", include, "-c", ROOT / "tests/kernels/interface.c"]
+    subprocess.run([*CROSS, *user, "-o", tmp_path / "user.o"], check=True)  # without -O1 Zig adds a sanitizer
     whole = ["-std=c++17", "-O1", "-ffp-contract=off", include, *named, *sources, tmp_path / "user.o", "-static"]
     subprocess.run([*CROSS, *whole, "-o", tmp_path / "user"], check=True)
     done = subprocess.run([QEMU, tmp_path / "user"], capture_output=True, text=True, check=False)
