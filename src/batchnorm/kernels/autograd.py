@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -63,7 +63,7 @@ class _NormalizeByBatch(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *gradients):
-        backward = partial(backward_of_saved, size=ctx.size)
+        backward = partial(_backward, size=ctx.size)
         return *_gradients(ctx, gradients[0], ctx.needs_input_grad[:4], backward), None, None, None
 
 
@@ -127,7 +127,7 @@ def _normalize_by_batch_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients of x, weight, bias and residual. Without a residual the last is empty."""
     how = Transform(weight, bias, 0.0, _named(activation), slope, residual)  # the backward has eps in rstd
-    dx, dweight, dbias, dresidual = backward_of_saved(dz, x, how, saved, True, residual is not None)
+    dx, dweight, dbias, dresidual = _backward(dz, x, how, saved, True, residual is not None)
     assert dx is not None  # it was wanted
     return _like(dx, x), dweight, dbias, x.new_empty(0) if dresidual is None else _like(dresidual, x)
 
@@ -142,17 +142,51 @@ def _named(activation: str | None) -> Activation | None:
     return cast(Activation | None, activation)  # an operator's schema has no Literal
 
 
-def backward_of_saved(
+def _backward(
+    dz: Tensor, x: Tensor, how: Transform, saved: Tensor, want_dx: bool, want_dresidual: bool, size: int = 0
+) -> Gradients:
+    """Run the backward kernel on tensors as hooks of saved tensors may return them."""
+    return bindings.backward(*_restored(dz, x, how, saved), want_dx, want_dresidual, size)
+
+
+def backward_of_part(
     dz: Tensor,
     x: Tensor,
     how: Transform,
     saved: Tensor,
-    want_dx: bool,
+    count: int,
     want_dresidual: bool,
-    size: int = 0,
-    whole: Whole | None = None,
+    merge: Callable[[Tensor], Tensor] = lambda sums: sums,
 ) -> Gradients:
-    """Run the backward kernel on saved tensors of any dtype and strides, as hooks of saved tensors may return them."""
+    """Run the backward kernel where the statistics are of other values than those of x: its sums, then dx by all sums.
+
+    Arguments:
+        dz: the gradient of the output.
+        x: as a hook of saved tensors may return it; so are `how` and `saved`.
+        how: as in the forward.
+        saved: mean and rstd from the forward.
+        count: the values of a channel that the statistics are of.
+        want_dresidual: compute the gradient of the residual.
+        merge: from the sums of x to those of all values, dbias and dweight, (2, C) in float64.
+    """
+    restored = _restored(dz, x, how, saved)
+    own = bindings.backward(*restored, want_dx=False)
+    whole = Whole(merge(torch.stack((own.bias, own.weight)).double()), count)
+    found = bindings.backward(*restored, True, want_dresidual, whole=whole)
+    return found._replace(weight=own.weight, bias=own.bias)
+
+
+class _Restored(NamedTuple):
+    """The arguments of the backward kernel, in the dtypes and layouts that it wants."""
+
+    dz: Tensor
+    x: Tensor
+    how: Transform
+    saved: Tensor
+
+
+def _restored(dz: Tensor, x: Tensor, how: Transform, saved: Tensor) -> _Restored:
+    """Take saved tensors of any dtype and strides. Raise BatchNormError for other shapes than those of the forward."""
     x, how = _coerced(x, how)
     saved = saved.double().contiguous()
     if saved.shape[-2:] != (2, x.shape[1]) or dz.shape != x.shape:
@@ -160,7 +194,7 @@ def backward_of_saved(
             f"the backward of batch_norm got tensors of shapes {tuple(x.shape)} and {tuple(saved.shape)} from hooks of "
             f"saved tensors; wanted the shapes that the hooks received, {tuple(dz.shape)} and {(2, dz.shape[1])}"
         )
-    return bindings.backward(dz.to(x.dtype), x, how, saved, want_dx, want_dresidual, size, whole)
+    return _Restored(dz.to(x.dtype), x, how, saved)
 
 
 def _coerced(x: Tensor, how: Transform) -> tuple[Tensor, Transform]:

@@ -12,8 +12,7 @@ from torch import Tensor
 from ..moments import Moments
 from . import bindings, dispatch
 from .activation import Transform
-from .autograd import backward_of_saved
-from .bindings import Gradients, Whole
+from .autograd import backward_of_part
 from .packing import Packed
 
 
@@ -65,17 +64,9 @@ class _Masked(torch.autograd.Function):
         if torch.is_grad_enabled():
             found = _differentiable(dz, filled, how, mask, wanted)
         else:
-            found = _gradients(zeroed(dz, mask), filled, how, saved, ctx.count)
+            found = backward_of_part(zeroed(dz, mask), filled, how, saved, ctx.count, residual is not None)
         dx, dweight, dbias, dresidual = (t if want else None for t, want in zip(found, wanted, strict=True))
         return dx, dweight, dbias, None, None, None, dresidual, None, None, None
-
-
-def _gradients(dz: Tensor, filled: Tensor, how: Transform, saved: Tensor, count: int) -> Gradients:
-    """Return the gradients by two passes of the kernel: the sums, then dx by the number of values that count."""
-    own = backward_of_saved(dz, filled, how, saved, False, False)
-    whole = Whole(torch.stack((own.bias, own.weight)).double(), count)
-    found = backward_of_saved(dz, filled, how, saved, True, how.residual is not None, whole=whole)
-    return found._replace(weight=own.weight, bias=own.bias)
 
 
 def _differentiable(

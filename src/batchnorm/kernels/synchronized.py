@@ -12,8 +12,7 @@ from ..errors import BatchNormError
 from ..moments import Moments
 from . import bindings, dispatch
 from .activation import Transform, finish
-from .autograd import backward_of_saved
-from .bindings import Whole
+from .autograd import backward_of_part
 from .checks import check_eps
 from .meeting import Meeting
 
@@ -69,11 +68,7 @@ class _Synchronized(torch.autograd.Function):
 
 
 def _by_kernel(ctx, dz: Tensor, x: Tensor, how: Transform, saved: Tensor, want_dresidual: bool) -> bindings.Gradients:
-    own = backward_of_saved(dz, x, how, saved, False, False)
-    sums = ctx.meeting.sum(torch.stack((own.bias, own.weight)).double())
-    whole = Whole(sums, ctx.count)
-    found = backward_of_saved(dz, x, how, saved, True, want_dresidual, whole=whole)
-    return found._replace(weight=own.weight, bias=own.bias)
+    return backward_of_part(dz, x, how, saved, ctx.count, want_dresidual, ctx.meeting.sum)
 
 
 def _by_torch(ctx, dz: Tensor, x: Tensor, how: Transform, saved: Tensor, want_dresidual: bool) -> bindings.Gradients:
