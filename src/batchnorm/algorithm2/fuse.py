@@ -282,7 +282,7 @@ def _residual(network: Network, call: fx.Node, total: fx.Node) -> fx.Node:
     if len(others) != 1:
         raise _NotFollowed("it is added to itself")
     residual = others[0]
-    if not _is_of_the_batch(residual):
+    if not network.depends_on_input(residual):  # a parameter (1, C, ...) has the shape of one example
         raise _NotFollowed("a sum with a constant follows it")
     if not network.same_shape(call, residual) or _dtype(call) != _dtype(residual):
         raise _NotFollowed("a sum with a tensor of another shape or dtype follows it")
@@ -295,19 +295,6 @@ def _residual(network: Network, call: fx.Node, total: fx.Node) -> fx.Node:
     if any(_storage(network, node) is source for node in between if _writes(network, node)):
         raise _NotFollowed("its input is changed in place before the sum that follows it")
     return residual
-
-
-def _is_of_the_batch(node: fx.Node) -> bool:
-    """Return True if an input of the network is behind `node`. A parameter (1, C, ...) has the shape of one example."""
-    waiting, seen = [node], {node}
-    while waiting:
-        found = waiting.pop()
-        if found.op == "placeholder":
-            return True
-        new = set(found.all_input_nodes) - seen
-        seen |= new
-        waiting += new
-    return False
 
 
 def _is_output_of(network: Network, node: fx.Node, call: fx.Node) -> bool:

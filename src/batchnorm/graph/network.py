@@ -191,6 +191,21 @@ class Network:
             waiting += new
         return True
 
+    def depends_on_input(self, node: fx.Node) -> bool:
+        """Return True if an input of the network is behind `node`.
+
+        What does not need be no constant to `is_constant`: a layer that is called with parameters may be random.
+        """
+        waiting, seen = [node], {node}
+        while waiting:
+            found = waiting.pop()
+            if found.op == "placeholder":
+                return True
+            new = set(found.all_input_nodes) - seen
+            seen |= new
+            waiting += new
+        return False
+
     def run(self, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
         """Run one call.
 

@@ -113,17 +113,13 @@ class Meeting:
 
 
 class Alone(Meeting):
-    """A meeting of one process, which waits for no other."""
+    """A meeting of one process, which waits for no other. For a forward without a backward."""
 
     def __init__(self) -> None:
         super().__init__(None, (), 0, 0)
 
     def merge(self, own: Moments) -> Moments:
         """Return the moments of this process."""
-        return own
-
-    def sum(self, own: Tensor) -> Tensor:
-        """Return the sums of this process."""
         return own
 
 
