@@ -77,6 +77,10 @@ class Tensors(NamedTuple):
     dz: Tensor
     residual: Tensor | None
 
+    def inputs(self, layer: nn.Module) -> list[Tensor]:
+        """Return the tensors that get a gradient: x, gamma, beta, and the residual if there is one."""
+        return [self.x, *layer.parameters(), *([] if self.residual is None else [self.residual])]
+
 
 class Torchs(nn.Module):
     """Torch's layer and what follows it, in place where that is faster."""
@@ -131,15 +135,15 @@ def check(name: str, layer: nn.Module, tensors: Tensors, then: str) -> None:
     wanted_z = act(y)
     (dy,) = torch.autograd.grad(wanted_z, y, dz.double())
     z = layer(x, residual)
-    inputs = [x, *layer.parameters()] + ([] if residual is None else [residual])
-    found = dict(zip(("dx", "dgamma", "dbeta", "dresidual"), torch.autograd.grad(z, inputs, dz), strict=False))
+    gradients_of = torch.autograd.grad(z, tensors.inputs(layer), dz)
+    found = dict(zip(("dx", "dgamma", "dbeta", "dresidual"), gradients_of, strict=False))
     with torch.no_grad():
         found |= {"z": z.detach(), "inference": layer.eval()(x, residual)}
     layer.train()
     count = x.numel() // x.size(1)
     running_mean, running_var = 0.1 * mean, 0.9 + 0.1 * var * count / (count - 1)
     inferred = (wide - running_mean) * (running_var + 1e-5).rsqrt() * gamma + beta + added
-    want = {"z": wanted_z, "inference": act(inferred), "dresidual": dy} | gradients(dy, x_hat, gamma * rstd)
+    want = {"z": wanted_z.detach(), "inference": act(inferred), "dresidual": dy} | gradients(dy, x_hat, gamma * rstd)
     for what, value in found.items():
         off = float((value - want[what]).abs().max() / want[what].abs().max())
         if not off <= (HALF_A_UNIT if value.dtype == torch.bfloat16 else ROUNDING[name]):
@@ -195,13 +199,12 @@ def measure_compiled(tensors: Tensors, rounds: int, then: str) -> Times:
 
 
 def train(layer: nn.Module, tensors: Tensors, times: Times) -> None:
-    x, dz, residual = tensors
-    inputs = [x, *layer.parameters()] + ([] if residual is None else [residual])
+    inputs = tensors.inputs(layer)
     start = time.perf_counter()
-    z = layer(x, residual)
+    z = layer(tensors.x, tensors.residual)
     times["forward"].append(since(start))
     start = time.perf_counter()
-    torch.autograd.grad(z, inputs, dz)
+    torch.autograd.grad(z, inputs, tensors.dz)
     times["backward"].append(since(start))
 
 
@@ -309,16 +312,16 @@ def main() -> None:
     kept = bn.keep_memory()
     order, dtype = layers(), DTYPES[args.dtype]
     tensors: dict[Shape, Tensors] = {}
+    adds = args.then == "residual"
     for shape in dict.fromkeys(order):
-        x, dz, residual = (
-            torch.randn(shape, dtype=dtype).contiguous(memory_format=FORMATS[args.layout]) for _ in range(3)
+        x, dz, *residual = (
+            torch.randn(shape, dtype=dtype).contiguous(memory_format=FORMATS[args.layout]) for _ in range(2 + adds)
         )
-        adds = args.then == "residual"
-        tensors[shape] = Tensors(x.requires_grad_(), dz, residual.requires_grad_() if adds else None)
+        tensors[shape] = Tensors(x.requires_grad_(), dz, residual[0].requires_grad_() if adds else None)
     found = measure(tensors, order, args.rounds, args.then)
     if args.compile:
         found["compile"] = {s: measure_compiled(of_shape, args.rounds, args.then) for s, of_shape in tensors.items()}
-    passes = PASSES[args.layout] + (OF_RESIDUAL[args.layout] if args.then == "residual" else 0)
+    passes = PASSES[args.layout] + (OF_RESIDUAL[args.layout] if adds else 0)
     summary = summarize(found, order, passes, dtype.itemsize)
     print(json.dumps(summary, indent=1))
     if args.out:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bench_batch_norm import spread
 from machine import described
 from torch import Tensor, nn
 
@@ -76,8 +77,8 @@ def main() -> None:
                 call()
             spent[name].append(round((time.perf_counter() - began) / CALLS * 1e6, 2))
     for name, rounds in spent.items():
-        tenths = statistics.quantiles(rounds, n=10)
-        print(f"{name:<22}{statistics.median(rounds):6.1f} us ({tenths[0]:.1f} to {tenths[-1]:.1f})")
+        low, high = spread(rounds)
+        print(f"{name:<22}{statistics.median(rounds):6.1f} us ({low:.1f} to {high:.1f})")
     if len(sys.argv) > 1:
         result = {"microseconds": spent, "machine": described()}
         Path(sys.argv[1]).write_text(json.dumps(result, indent=1) + "\n")
