@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 _STATISTICS = ("running_mean", "running_var")
-_COUNT = "num_batches_tracked"
 
 
 class _Held(NamedTuple):
@@ -162,7 +161,9 @@ class FusedBatchNorm(_BatchNorm):
         """Return the tensors. Each takes 1 us as an attribute, because Python asks the Module last."""
         held = self._parameters | self._buffers
         try:
-            return _Held(*(held["weight"], held["bias"], held["running_mean"], held["running_var"], held[_COUNT]))
+            return _Held(
+                held["weight"], held["bias"], held["running_mean"], held["running_var"], held["num_batches_tracked"]
+            )
         except KeyError:  # parametrizations and pruning make attributes of them
             return _Held(self.weight, self.bias, self.running_mean, self.running_var, self.num_batches_tracked)
 

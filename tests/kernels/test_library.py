@@ -79,7 +79,7 @@ def test_the_header_is_c(tmp_path):
 
 @needs_compiler
 @needs_kernels
-@pytest.mark.skipif(sys.platform != "linux", reason="links as on Linux")
+@pytest.mark.skipif(sys.platform != "linux", reason="-rpath is an option of Linux linkers")
 def test_a_program_in_c_uses_the_library(tmp_path):
     file, strict = library.installed_file(), ["-std=c99", "-Wall", "-Wextra", "-Werror", f"-I{HEADER.parent}"]
     assert file is not None
