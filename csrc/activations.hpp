@@ -11,9 +11,7 @@ using batchnorm::Activation;
 
 template <int N>
 inline Vec<float, N> clamp(Vec<float, N> y, float low, float high) {  // keeps NaN
-    const auto lower = splat<N>(low), upper = splat<N>(high);
-    y = y < lower ? lower : y;
-    return y > upper ? upper : y;
+    return at_most<N>(splat<N>(high), at_least<N>(splat<N>(low), y));
 }
 
 // The polynomial with these coefficients, the highest power first.
@@ -25,28 +23,29 @@ inline Vec<float, N> polynomial(Vec<float, N> t, const float (&coefficients)[Cou
     return sum;
 }
 
-// exp(y + rest). y = n ln 2 + r with |r| <= ln 2 / 2, so exp(y) = 2^n exp(r). `rest` is small, for a y that is known
-// more precisely than float32 holds.
-template <int N>
-inline Vec<float, N> exponential(Vec<float, N> y, Vec<float, N> rest = Vec<float, N>{}) {
-    using Bits = Vec<int32_t, N>;
+// 2^Scale exp(y), for results in the normal range. `rest` is small, for a y that is known more
+// precisely than float32 holds. y = n ln 2 + r with |r| <= ln 2 / 2, and exp(y) = 2^n exp(r).
+template <int Scale, int N, class... Rest>
+inline Vec<float, N> exponential(Vec<float, N> y, Rest... rest) {
     constexpr float log2_e = 0x1.715476p+0f;
     constexpr float ln2_high = 0x1.62e4p-1f, ln2_low = 0x1.7f7d1cp-20f;  // n * ln2_high is exact
-    constexpr float to_integer = 0x1.8p23f;  // a float of this size has no fraction: adding it rounds
+    constexpr float bias = 0x1.8p23f + 127 + Scale;  // a float of this size has no fraction: adding it rounds
     constexpr float p[] = {0x1.69c16cp-10f, 0x1.1275ap-7f, 0x1.555a8ap-5f, 0x1.55543ap-3f, 0x1.fffff8p-2f};
-    y = clamp<N>(y, -104.0f, 89.0f);  // beyond these exp is 0 and infinity, and n would overflow below
-    const auto shifted = madd<N>(y, splat<N>(log2_e), splat<N>(to_integer)), n = shifted - to_integer;
-    const auto r = madd<N>(n, splat<N>(-ln2_low), madd<N>(n, splat<N>(-ln2_high), y)) + rest;
+    const auto shifted = madd<N>(y, splat<N>(log2_e), splat<N>(bias)), n = shifted - bias;
+    const auto r = (madd<N>(n, splat<N>(-ln2_low), madd<N>(n, splat<N>(-ln2_high), y)) + ... + rest);
     const auto power = madd<N>(polynomial<N>(r, p) * r, r, r) + 1.0f;
-    // 2^n in two factors, because n reaches 128 and, with results below the normal range, -150.
-    const Bits whole = (Bits)shifted - (Bits)splat<N>(to_integer), half = whole >> 1;
-    const auto scale = [](Bits exponent) { return (Vec<float, N>)((exponent + 127) << 23); };
-    return power * scale(half) * scale(whole - half);
+    return power * (Vec<float, N>)((Vec<uint32_t, N>)shifted << 23);  // the low bits of `shifted` are n + Scale + 127
+}
+
+// 1 + exp(-y). The exponential's half is finite for every float32 that the sigmoid does not map to 0.
+template <int N>
+inline Vec<float, N> one_and_exponential(Vec<float, N> y) {
+    return madd<N>(exponential<-1, N>(clamp<N>(-y, -80.0f, 89.0f)), splat<N>(2), splat<N>(1));
 }
 
 template <int N>
 inline Vec<float, N> sigmoid(Vec<float, N> y) {
-    return 1.0f / (1.0f + exponential<N>(-y));
+    return 1.0f / one_and_exponential<N>(y);
 }
 
 // The distribution function of the standard normal, (1 + erf(y / sqrt 2)) / 2, and its density.
@@ -64,7 +63,7 @@ struct Normal {
         // y^2 / 2 in two parts: the rounding of the square would be that of the exponential, times its size.
         const auto head = (Vec<float, N>)((Vec<uint32_t, N>)size & 0xfffff000u);
         const auto rest = (size - head) * (size + head) * -0.5f;
-        const auto power = exponential<N>(head * head * -0.5f, rest);
+        const auto power = exponential<64, N>(head * head * -0.5f, rest) * 0x1p-64f;  // perhaps below the normal range
         const auto t = 1.0f / madd<N>(size, splat<N>(0.6f), splat<N>(1)), tv = t * t * size * 0.6f;
         const auto tail = power * madd<N>(tv, polynomial<N>(size * 0.6f * t, p), t * 0.5f);
         below = y > zero ? 1.0f - tail : tail;
@@ -83,12 +82,12 @@ inline Vec<float, N> twice_q(Vec<float, N> y) {
 template <Activation A, int N>
 inline Vec<float, N> activate(Vec<float, N> y, float slope) {
     const Vec<float, N> zero{};
-    if constexpr (A == Activation::relu) return positive_part<N>(y);
+    if constexpr (A == Activation::relu) return at_least<N>(zero, y);
     if constexpr (A == Activation::leaky_relu) return y < zero ? y * slope : y;
     if constexpr (A == Activation::relu6) return clamp<N>(y, 0, 6);
     if constexpr (A == Activation::hardswish) return y * clamp<N>(y + 3.0f, 0, 6) * (1 / 6.0f);
     if constexpr (A == Activation::sigmoid) return sigmoid<N>(y);
-    if constexpr (A == Activation::silu) return y / (1.0f + exponential<N>(-y));
+    if constexpr (A == Activation::silu) return y / one_and_exponential<N>(y);
     if constexpr (A == Activation::gelu) return y * Normal<N>(y).below;
     if constexpr (A == Activation::gelu_tanh) return y * sigmoid<N>(twice_q<N>(y));
     return y;

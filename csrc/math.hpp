@@ -44,7 +44,7 @@ struct Input {
     Adds adds;
 };
 
-constexpr bool is_cheap(Activation a) { return a <= Activation::relu6; }
+constexpr bool is_cheap(Activation a) { return a <= Activation::hardswish; }
 
 // Calls body with a flag that the compiler knows if the activation is cheap.
 template <Activation A, class Body>

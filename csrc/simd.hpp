@@ -200,20 +200,33 @@ inline Vec<E, N> without_first(Vec<E, N> v, int64_t count) {
     return lane >= Index{} + static_cast<int>(count) ? v : Vec<E, N>{};
 }
 
-// y < 0 ? 0 : y, which keeps NaN.
+// The larger and the smaller of a bound and y. NaN stays NaN.
 template <int N>
-inline Vec<float, N> positive_part(Vec<float, N> y) {
-    const Vec<float, N> zero{};
+inline Vec<float, N> at_least(Vec<float, N> bound, Vec<float, N> y) {
 #if defined(__AVX512F__)
-    if constexpr (N == 16) return _mm512_max_ps(zero, y);
+    if constexpr (N == 16) return _mm512_max_ps(bound, y);
 #endif
 #if defined(__AVX2__)
-    if constexpr (N == 8) return _mm256_max_ps(zero, y);
+    if constexpr (N == 8) return _mm256_max_ps(bound, y);
 #endif
 #if defined(__x86_64__)
-    if constexpr (N == 4) return _mm_max_ps(zero, y);
+    if constexpr (N == 4) return _mm_max_ps(bound, y);
 #endif
-    return y < zero ? zero : y;
+    return y < bound ? bound : y;
+}
+
+template <int N>
+inline Vec<float, N> at_most(Vec<float, N> bound, Vec<float, N> y) {
+#if defined(__AVX512F__)
+    if constexpr (N == 16) return _mm512_min_ps(bound, y);
+#endif
+#if defined(__AVX2__)
+    if constexpr (N == 8) return _mm256_min_ps(bound, y);
+#endif
+#if defined(__x86_64__)
+    if constexpr (N == 4) return _mm_min_ps(bound, y);
+#endif
+    return y > bound ? bound : y;
 }
 
 template <int N>

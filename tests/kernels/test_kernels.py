@@ -66,11 +66,12 @@ def units(got, want):
 # In units in the last place. sigmoid is the exponential, an addition and a division; gelu the distribution function,
 # which is two polynomials and a division, times y. For gelu_tanh the exponent is a rounded cubic, of size 7 at y = 3.
 UNITS = {"sigmoid": 2.5, "silu": 2.5, "hardswish": 2.5, "gelu": 5.5, "gelu_tanh": 16}
+REACH = {"sigmoid": 87, "silu": 87, "hardswish": 9, "gelu": 9, "gelu_tanh": 3}  # sigmoid(-87) is near the least normal
 
 
 @pytest.mark.parametrize("activation", UNITS)
 def test_the_error_of_each_activation_in_units_of_the_last_place(activation):
-    reach = 3 if activation == "gelu_tanh" else 9
+    reach = REACH[activation]
     y = np.concatenate(
         [np.linspace(-reach, reach, 200_000), np.geomspace(1e-30, 1, 20_000), -np.geomspace(1e-30, 1, 20_000)]
     )
@@ -97,6 +98,16 @@ def test_special_values_give_what_they_give_in_torch(activation, value):
         return  # torch's own gradient is 1 in short tensors there, and 0 or NaN in long ones
     ours, wanted = (torch.autograd.grad(out.sum(), leaf)[0] for out, leaf in zip((z, theirs), leaves, strict=True))
     torch.testing.assert_close(ours, wanted, rtol=1e-5, atol=1e-6, equal_nan=True)
+
+
+@pytest.mark.parametrize("activation", get_args(Activation))
+@pytest.mark.parametrize("bits", [0x7FC00001, 0x7FFFFFFF, -0x3FFFFF, -1], ids=hex)
+def test_nan_stays_nan_whatever_its_payload(activation, bits):
+    x = torch.randn(2, 1, 40)
+    residual = torch.zeros(2, 1, 40)
+    residual.view(torch.int32)[0, 0, 7] = bits
+    z = dispatch.normalize_by_batch(x, Transform(torch.zeros(1), torch.zeros(1), 1e-5, activation, residual=residual))[0]
+    assert z.isnan().nonzero().tolist() == [[0, 0, 7]]
 
 
 @pytest.mark.parametrize("activation", [None, "silu"])
