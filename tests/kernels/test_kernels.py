@@ -106,7 +106,8 @@ def test_nan_stays_nan_whatever_its_payload(activation, bits):
     x = torch.randn(2, 1, 40)
     residual = torch.zeros(2, 1, 40)
     residual.view(torch.int32)[0, 0, 7] = bits
-    z = dispatch.normalize_by_batch(x, Transform(torch.zeros(1), torch.zeros(1), 1e-5, activation, residual=residual))[0]
+    transform = Transform(torch.zeros(1), torch.zeros(1), 1e-5, activation, residual=residual)
+    z = dispatch.normalize_by_batch(x, transform)[0]
     assert z.isnan().nonzero().tolist() == [[0, 0, 7]]
 
 
