@@ -19,7 +19,7 @@ test: $(VENV)/lint
 # The tests with the oldest releases that pyproject.toml names, in an environment of its own: 7 GB, with torch's GPU libraries.
 # Python 3.10 is the oldest: PYTHON=python3.10.
 test-oldest: $(OLDEST)/test
-	$(OLDEST)/bin/pytest
+	$(OLDEST)/bin/pytest --numprocesses auto --dist worksteal
 
 # The documentation, as pages that open without a network: build/site/index.html.
 docs: $(VENV)/lint
@@ -37,7 +37,7 @@ test-wheel:
 	$(PYTHON) -m venv build/wheel
 	wheel=$$(ls -t dist/*manylinux*_$(shell uname -m).whl | head -1) && \
 	  build/wheel/bin/pip install --quiet "$$wheel[test,wheels]"
-	build/wheel/bin/pytest tests/kernels tests/test_*.py
+	build/wheel/bin/pytest --numprocesses auto --dist worksteal tests/kernels tests/test_*.py
 
 # Fail every write of short runs once, and kill them there; about 20 minutes on two cores. The tests take a sample.
 torture: $(VENV)/lint

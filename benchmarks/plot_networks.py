@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from statistics import geometric_mean
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -26,17 +27,19 @@ def main() -> None:
 
 
 def table(record: dict[str, Any]) -> str:
-    """Return a Markdown table with one row per network."""
-    total = record["total"]
-    last = ["geometric mean", "", f"{total['times_torch']:.2f}", "", "", "", f"{total['left']:.0%} (mean)"]
-    rows = [HEAD, ["---"] * len(HEAD), *(row(name, found) for name, found in record["networks"].items()), last]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
+    """Return a Markdown table with one row per network, and the geometric means."""
+    networks = record["networks"]
+    times = {name: times_torch(found["ms"]) for name, found in networks.items()}
+    rows = [HEAD, ["---"] * len(HEAD)]
+    for name, found in networks.items():
+        rows.append([name, f"{found['medians_ms']['torch']:.0f}", *cells(times[name]), f"{found['left']:.0%}"])
+    means = {side: geometric_mean(of[side] for of in times.values()) for side in times[next(iter(times))]}
+    rows.append(["geometric mean", "", *cells(means), f"{record['total']['left']:.0%} (mean)"])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def row(name: str, found: dict[str, Any]) -> list[str]:
-    times = {side: f"{value:.2f}" for side, value in times_torch(found["ms"]).items()}
-    cells = [times.get(side, "") for side in (*SIDES, *BOUNDS)]
-    return [name, f"{found['medians_ms']['torch']:.0f}", *cells, f"{found['left']:.0%}"]
+def cells(times: dict[str, float]) -> list[str]:
+    return [f"{times[side]:.2f}" if side in times else "" for side in (*SIDES, *BOUNDS)]
 
 
 def draw(records: dict[str, Any], picture: Path) -> None:
