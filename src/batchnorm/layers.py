@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.fx import Proxy
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from .kernels import batches, dispatch
 from .kernels.activation import Activation, Transform
@@ -19,6 +18,7 @@ from .kernels.batches import Special
 from .kernels.bindings import Running
 from .kernels.checks import check_activation, check_running
 from .kernels.packing import as_mask
+from .torch_private import AnyBatchNorm
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -36,7 +36,7 @@ class _Held(NamedTuple):
     batches_seen: Tensor | None
 
 
-class FusedBatchNorm(_BatchNorm):
+class FusedBatchNorm(AnyBatchNorm):
     """Normalize over axis 1 and apply what follows: z = g(BN(x) + residual) (Sec. 3.2).
 
     BN(x) = weight * (x - mean) / sqrt(var + eps) + bias. `layer(x)` has no residual; `layer(x, residual)` adds one.

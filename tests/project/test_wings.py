@@ -13,6 +13,7 @@ from support.paths import ROOT
 SOURCE = ROOT / "src" / "batchnorm"
 # The one list. CONTRIBUTING.md has the map of it.
 WINGS = [
+    "torch_private",
     "errors",
     "escape",
     "files",

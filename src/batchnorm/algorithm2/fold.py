@@ -9,11 +9,11 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
 from ..errors import BatchNormError
 from ..graph.compare import Call, copied, doubled, largest_error, run
 from ..graph.trace import trace
+from ..torch_private import pytree
 from .folding.placement import Composer
 from .results import count, format_table
 

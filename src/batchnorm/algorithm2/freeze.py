@@ -7,10 +7,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Literal, cast
 
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import BatchNormError
 from ..graph.batches import check_module
+from ..torch_private import AnyBatchNorm
 from .results import count, format_table, shown
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class FreezeResult:
     model: nn.Module
     rows: tuple[FreezeRow, ...]
     _call: Literal["freeze", "unfreeze"] = field(repr=False)
-    _before: list[tuple[_BatchNorm, bool, bool]] = field(repr=False)
+    _before: list[tuple[AnyBatchNorm, bool, bool]] = field(repr=False)
 
     @property
     def frozen(self) -> int:
@@ -188,11 +188,11 @@ class _HeldInEval:
     A plain object in the layer's own dict is copied and pickled with the layer.
     """
 
-    def __init__(self, layer: _BatchNorm) -> None:
+    def __init__(self, layer: AnyBatchNorm) -> None:
         self.layer = layer
         self.mode = layer.training
 
-    def __call__(self, mode: bool = True) -> _BatchNorm:
+    def __call__(self, mode: bool = True) -> AnyBatchNorm:
         self.mode = mode
         for child in self.layer.children():  # an activation or Dropout inside a subclass is not frozen
             child.train(mode)
@@ -201,7 +201,7 @@ class _HeldInEval:
 
 def _set(model: nn.Module, frozen: bool, statistics: bool, affine: bool) -> FreezeResult:
     check_module(model)
-    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, _BatchNorm)}
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, AnyBatchNorm)}
     call = "freeze" if frozen else "unfreeze"
     if not layers:
         raise BatchNormError(f"{type(model).__name__} has no BatchNorm layer to {call}")
@@ -214,7 +214,7 @@ def _set(model: nn.Module, frozen: bool, statistics: bool, affine: bool) -> Free
     return FreezeResult(model, tuple(_row(name, layer) for name, layer in layers.items()), call, before)
 
 
-def _row(name: str, layer: _BatchNorm) -> FreezeRow:
+def _row(name: str, layer: AnyBatchNorm) -> FreezeRow:
     statistics = None if layer.running_mean is None else statistics_frozen(layer)
     affine = None if not _affine_parameters(layer) else affine_frozen(layer)
     parts = {statistics, affine} - {None}
@@ -223,11 +223,11 @@ def _row(name: str, layer: _BatchNorm) -> FreezeRow:
     return FreezeRow(name, outcome, reason, type(layer).__name__, statistics, affine)
 
 
-def _affine_parameters(layer: _BatchNorm) -> list[nn.Parameter]:
+def _affine_parameters(layer: AnyBatchNorm) -> list[nn.Parameter]:
     return list(layer.parameters(recurse=False))
 
 
-def _set_statistics(layer: _BatchNorm, frozen: bool) -> None:
+def _set_statistics(layer: AnyBatchNorm, frozen: bool) -> None:
     if frozen == statistics_frozen(layer) or layer.running_mean is None:
         return
     if frozen:
@@ -236,7 +236,7 @@ def _set_statistics(layer: _BatchNorm, frozen: bool) -> None:
         layer.training = cast(_HeldInEval, vars(layer).pop("train")).mode
 
 
-def _set_affine(layer: _BatchNorm, frozen: bool) -> None:
+def _set_affine(layer: AnyBatchNorm, frozen: bool) -> None:
     parameters = _affine_parameters(layer)
     if frozen == affine_frozen(layer) or not parameters:
         return

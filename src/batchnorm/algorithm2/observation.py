@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..graph.batches import in_eval
 from ..kernels import dispatch
@@ -19,13 +18,14 @@ from ..kernels.meeting import Alone
 from ..kernels.packing import Packed, as_mask
 from ..layers import FusedBatchNorm
 from ..moments import Moments
+from ..torch_private import AnyBatchNorm
 from .estimator import Estimate
 
 
 class Tracked(NamedTuple):
     """Hold a BN layer and its running statistics."""
 
-    layer: _BatchNorm
+    layer: AnyBatchNorm
     mean: Tensor
     var: Tensor
 

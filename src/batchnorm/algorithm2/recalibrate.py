@@ -8,12 +8,12 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm, _LazyNormBase
 from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import BatchNormError, first_few
 from ..escape import printable
 from ..graph.batches import check_batches, check_module, run_batch
+from ..torch_private import AnyBatchNorm, LazyNorm
 from .choices import Estimator
 from .estimator import Estimate
 from .freeze import statistics_frozen
@@ -173,9 +173,9 @@ def _choose(model: nn.Module) -> tuple[dict[str, Tracked], dict[str, str]]:
     layers: dict[str, Tracked] = {}
     reasons: dict[str, str] = {}
     for name, layer in model.named_modules():
-        if not isinstance(layer, _BatchNorm):
+        if not isinstance(layer, AnyBatchNorm):
             continue
-        if isinstance(layer, _LazyNormBase):
+        if isinstance(layer, LazyNorm):
             raise BatchNormError(f"{name!r} is a lazy layer without a shape yet; run one batch through the model first")
         mean, var = layer.running_mean, layer.running_var
         if mean is None or var is None:
@@ -189,7 +189,7 @@ def _choose(model: nn.Module) -> tuple[dict[str, Tracked], dict[str, str]]:
     return layers, reasons
 
 
-def _why_kept(model: nn.Module, layer: _BatchNorm) -> str:
+def _why_kept(model: nn.Module, layer: AnyBatchNorm) -> str:
     if statistics_frozen(layer):
         return "frozen"
     if model.training and not layer.training:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..torch_private import AnyBatchNorm
 from .measurement import Measured
 from .significance import z_of_t
 
@@ -44,7 +44,7 @@ class Discrepancy:
         return ~good
 
 
-def against_running(measured: Measured, layer: _BatchNorm) -> Discrepancy:
+def against_running(measured: Measured, layer: AnyBatchNorm) -> Discrepancy:
     """Compare the running statistics of a layer with the data's.
 
     The standard error has two parts. The batches given are a sample: clusters.py. The running statistics are one too:
@@ -112,7 +112,7 @@ def _careful(noise: Tensor) -> Tensor:
     return noise.nan_to_num(typical, typical, typical).clamp_min(typical)
 
 
-def _share_of_a_batch(layer: _BatchNorm) -> float:
+def _share_of_a_batch(layer: AnyBatchNorm) -> float:
     """Return the variance of the running statistics, in that of one batch's."""
     steps = 1 / max(int(layer.num_batches_tracked), 1) if layer.num_batches_tracked is not None else 0.0
     if layer.momentum is None:

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm, _LazyNormBase
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from ..algorithm2.progress import reported
@@ -15,6 +14,7 @@ from ..errors import BatchNormError
 from ..graph.batches import check_batches, check_module
 from ..graph.compare import copied
 from ..statistics.synchronize import desynchronize
+from ..torch_private import AnyBatchNorm, LazyNorm
 from .checks.channels import dead_channels, gammas, not_finite
 from .checks.composition import padding, sorted_batches
 from .checks.counting import counted_twice
@@ -128,7 +128,7 @@ def _unwrapped(model: nn.Module) -> nn.Module:
 
 def _with_a_name(model: nn.Module) -> nn.Module:
     """Return the network. A bare BN layer has no name in itself: return a network that holds it, named by its class."""
-    if not isinstance(model, _BatchNorm):
+    if not isinstance(model, AnyBatchNorm):
         return model
     name = type(model).__name__
     alone = type(name, (nn.Sequential,), {})()  # messages name the class of the network
@@ -137,11 +137,11 @@ def _with_a_name(model: nn.Module) -> nn.Module:
     return alone
 
 
-def _layers(model: nn.Module) -> dict[str, _BatchNorm]:
-    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, _BatchNorm)}
+def _layers(model: nn.Module) -> dict[str, AnyBatchNorm]:
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, AnyBatchNorm)}
     if not layers:
         raise BatchNormError(f"{type(model).__name__} has no BatchNorm layer: nothing to examine")
-    lazy = [name for name, layer in layers.items() if isinstance(layer, _LazyNormBase)]
+    lazy = [name for name, layer in layers.items() if isinstance(layer, LazyNorm)]
     if lazy:
         raise BatchNormError(f"{lazy[0]!r} is a lazy layer without a shape yet; run one batch through the model first")
     return layers

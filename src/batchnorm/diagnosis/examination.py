@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import BatchNormError, first_line
 from ..graph.compare import copied
 from ..graph.network import Network
 from ..graph.trace import trace
+from ..torch_private import AnyBatchNorm
 from .discrepancy import Discrepancy, against_running
 from .inputs import example_of
 from .measurement import Measured, Measurement
@@ -43,7 +43,7 @@ class Examination:
 
     given: nn.Module
     model: nn.Module
-    layers: dict[str, _BatchNorm]
+    layers: dict[str, AnyBatchNorm]
     held: set[str]
     kept: set[str]
     training: Measurement

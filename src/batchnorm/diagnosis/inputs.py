@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from ..errors import BatchNormError, first_line
 from ..graph.batches import described, run_batch
+from ..torch_private import pytree
 
 
 def run(model: nn.Module, batch: Any) -> Any:

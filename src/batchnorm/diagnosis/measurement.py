@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..algorithm2.estimator import Estimate
 from ..algorithm2.observation import LeaveOut, Tracked, on_batch_statistics
 from ..graph.batches import in_eval
 from ..moments import Moments
+from ..torch_private import AnyBatchNorm
 from .clusters import Clusters
 from .inputs import largest_input, run
 from .padding import Tails, tails_of, tails_of_input
@@ -145,7 +145,7 @@ class Measurement:
         return self.batches - self.left_out
 
 
-def measure(model: nn.Module, layers: dict[str, _BatchNorm], kept: set[str], batches: Iterable[Any]) -> Measurement:
+def measure(model: nn.Module, layers: dict[str, AnyBatchNorm], kept: set[str], batches: Iterable[Any]) -> Measurement:
     """Run every batch twice: normalizing by the batch, as in training, and in eval mode. Return what was seen.
 
     A batch counts for all layers or for none. It is left out if a layer gets one value per channel, or a value that is
@@ -177,7 +177,7 @@ def measure(model: nn.Module, layers: dict[str, _BatchNorm], kept: set[str], bat
     return measurement
 
 
-def tracked(layers: dict[str, _BatchNorm], kept: set[str]) -> dict[str, Tracked]:
+def tracked(layers: dict[str, AnyBatchNorm], kept: set[str]) -> dict[str, Tracked]:
     """Return the layers that normalize by the batch in training, with their running statistics."""
     found = {}
     for name, layer in layers.items():
@@ -195,7 +195,7 @@ class _Stopped(LeaveOut):
 
 
 def _in_training(
-    model: nn.Module, layers: dict[str, _BatchNorm], kept: set[str], found: dict[str, Measured], batch: Any
+    model: nn.Module, layers: dict[str, AnyBatchNorm], kept: set[str], found: dict[str, Measured], batch: Any
 ) -> list[tuple[str, Sample]]:
     seen: list[tuple[str, Sample]] = []
     ranges: list[tuple[str, Tensor, Tensor]] = []
@@ -235,7 +235,7 @@ def sample_of(x: Tensor) -> Sample:
     return Sample(torch.cat(means), torch.cat(inner), positions, x.dtype, tails_of(x))
 
 
-def _run_in_eval(model: nn.Module, layers: dict[str, _BatchNorm], found: dict[str, Measured], batch: Any) -> None:
+def _run_in_eval(model: nn.Module, layers: dict[str, AnyBatchNorm], found: dict[str, Measured], batch: Any) -> None:
     def before(name: str, _layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         measured = found[name]
         measured.in_eval = measured.in_eval.merge(Moments.from_batch(args[0] if args else kwargs["input"]))
@@ -245,7 +245,7 @@ def _run_in_eval(model: nn.Module, layers: dict[str, _BatchNorm], found: dict[st
 
 
 @contextmanager
-def _hooked(layers: dict[str, _BatchNorm], before: Any, after: Any = None) -> Iterator[None]:
+def _hooked(layers: dict[str, AnyBatchNorm], before: Any, after: Any = None) -> Iterator[None]:
     """Call `before(name, layer, args, kwargs)` and `after(name, layer, args, output)` around each call of a layer."""
     hooks = [layer.register_forward_pre_hook(partial(before, name), with_kwargs=True) for name, layer in layers.items()]
     if after is not None:
@@ -257,6 +257,6 @@ def _hooked(layers: dict[str, _BatchNorm], before: Any, after: Any = None) -> It
             hook.remove()
 
 
-def _device(layer: _BatchNorm, model: nn.Module) -> torch.device:
+def _device(layer: AnyBatchNorm, model: nn.Module) -> torch.device:
     tensors = [*layer.parameters(), *layer.buffers(), *model.parameters()]
     return tensors[0].device if tensors else torch.device("cpu")

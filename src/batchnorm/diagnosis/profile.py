@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..torch_private import AnyBatchNorm
 from .measurement import Measured
 
 
@@ -34,7 +34,7 @@ class Profile(NamedTuple):
     gap: float | None
 
 
-def profile_of(layer: _BatchNorm, measured: Measured) -> Profile:
+def profile_of(layer: AnyBatchNorm, measured: Measured) -> Profile:
     """Return the profile of a layer."""
     mean, var = layer.running_mean, layer.running_var
     return Profile(
@@ -54,7 +54,7 @@ def _listed(values: Tensor | None) -> list[float]:
 
 
 @torch.no_grad()
-def _gap(layer: _BatchNorm, measured: Measured, mean: Tensor, var: Tensor) -> float:
+def _gap(layer: AnyBatchNorm, measured: Measured, mean: Tensor, var: Tensor) -> float:
     """Compare the input of eval, normalized by the running statistics, with that of training by the batch."""
     std = (var.to(measured.mean) + layer.eps).sqrt()
     shift = (measured.in_eval.mean - mean.to(measured.mean)) / std

@@ -9,11 +9,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils import _pytree as pytree
 
 from ..algorithm2.observation import on_batch_statistics
 from ..graph.batches import in_eval
+from ..torch_private import AnyBatchNorm, pytree
 from .inputs import loss_of, run
 from .measurement import tracked
 
@@ -82,7 +81,7 @@ def prove(
     loss: Callable[[Any, Any], Tensor] | None,
 ) -> Proof | None:
     """Run the batches through the network in its three states. Return None without a loss and numbers in the output."""
-    layers = {name: layer for name, layer in recalibrated.named_modules() if isinstance(layer, _BatchNorm)}
+    layers = {name: layer for name, layer in recalibrated.named_modules() if isinstance(layer, AnyBatchNorm)}
     losses: list[tuple[float, float, float]] = []
     squares = torch.zeros(3, dtype=torch.float64)
     for batch in batches:

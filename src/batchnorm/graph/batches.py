@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from ..errors import BatchNormError, first_line
+from ..torch_private import pytree
 
 
 def check_module(model: object) -> None:

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from ..errors import BatchNormError, first_line
+from ..torch_private import pytree
 
 SAME = 1e-5  # relative: float32 sums in another order differ by less
 Call = tuple[tuple[Any, ...], dict[str, Any]]  # the arguments of one call

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
+from ..torch_private import pytree
 from .batches import in_eval
 from .compare import Call
 

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..kernels.activation import Activation
+from ..torch_private import AnyBatchNorm, OpOverload
 
 AFFINE_LAYERS = (
     nn.Linear,
@@ -110,7 +109,7 @@ def layer_name(layer: nn.Module) -> str:
 
     Every batch normalization is "batchnorm". A subclass of an affine layer has the name of that layer.
     """
-    if isinstance(layer, _BatchNorm):
+    if isinstance(layer, AnyBatchNorm):
         return "batchnorm"
     for base in AFFINE_LAYERS:
         if isinstance(layer, base):
@@ -120,7 +119,7 @@ def layer_name(layer: nn.Module) -> str:
 
 def function_name(target: Any) -> str:
     """Return the name of a function or exported operator, or "" for one that is neither torch's nor Python's."""
-    if isinstance(target, torch._ops.OpOverload):
+    if isinstance(target, OpOverload):
         return plain_name(target._opname) if target.namespace == "aten" else ""
     home = getattr(target, "__module__", None) or "torch"  # torch's built-in functions have no __module__
     return plain_name(getattr(target, "__name__", "")) if home.split(".")[0] in _HOMES_OF_FUNCTIONS else ""

@@ -11,10 +11,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.proxy import TraceError
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils import _pytree as pytree
 
 from ..errors import first_line
+from ..torch_private import AnyBatchNorm, assert_, pytree
 from .compare import Call
 from .interpreter import Interpreter, on_meta
 from .ops import READS, function_name
@@ -64,14 +63,14 @@ def trace_symbolically(root: nn.Module, call: Call, trainable: bool) -> Traced:
 
 def holds_batch_norm(module: nn.Module) -> bool:
     """Return True if the module is or contains a batch normalization."""
-    return any(isinstance(layer, _BatchNorm) for layer in module.modules())
+    return any(isinstance(layer, AnyBatchNorm) for layer in module.modules())
 
 
 def _drop_checks(graph: fx.Graph) -> None:
     """Erase the assertions inside opened batch normalizations, and reads of shapes and constants without a user."""
     for node in reversed(list(graph.nodes)):
         stack = node.meta.get("nn_module_stack") or {"": ("", nn.Module)}
-        checks_norm = node.target is torch._assert and issubclass(list(stack.values())[-1][1], _BatchNorm)
+        checks_norm = node.target is assert_ and issubclass(list(stack.values())[-1][1], AnyBatchNorm)
         if checks_norm or (not node.users and (node.op == "get_attr" or function_name(node.target) in READS)):
             graph.erase_node(node)
 
@@ -128,7 +127,7 @@ class _Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Return True for a module that becomes one call."""
-        if isinstance(m, _BatchNorm):
+        if isinstance(m, AnyBatchNorm):
             return self.trainable or type(m).__module__.startswith("torch.nn.modules")
         return isinstance(m, torch.jit.ScriptModule) or super().is_leaf_module(m, module_qualified_name)
 

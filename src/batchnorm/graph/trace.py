@@ -11,17 +11,16 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.utils import parametrize
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
-from torch.utils import _pytree as pytree
 
 from ..errors import BatchNormError, first_line
 from ..kernels.activation import FUNCTIONS, Activation
 from ..layers import FusedBatchNorm
+from ..torch_private import AnyBatchNorm, pytree
 from .batches import check_module, described, does_not_run, in_eval, list_advice, needed_arguments
 from .compare import SAME, Call, copied, doubled, largest_error, run
 from .network import Network
@@ -163,7 +162,7 @@ class _Oracle:
 
 
 def _trace_for_training(root: nn.Module, call: Call, oracle: _Oracle) -> Network:
-    if isinstance(root, _BatchNorm):
+    if isinstance(root, AnyBatchNorm):
         name = type(root).__name__
         raise BatchNormError(f"wanted a network; got one layer, {name}. Put it into one: torch.nn.Sequential(layer)")
     try:
@@ -246,7 +245,7 @@ def _bake_parametrizations(layer: nn.Module) -> None:
         layer.register_parameter(name, nn.Parameter(value))
 
 
-def _match_dtypes(layer: _BatchNorm) -> None:
+def _match_dtypes(layer: AnyBatchNorm) -> None:
     # In a half-precision network our statistics stay float32. torch's function then wants float32 gamma and beta.
     for name, value in layer._parameters.items():
         if value is not None and layer.running_mean is not None:
@@ -254,7 +253,7 @@ def _match_dtypes(layer: _BatchNorm) -> None:
             layer._parameters[name] = nn.Parameter(value.detach().to(dtype), value.requires_grad)
 
 
-class _Unfused(_BatchNorm):
+class _Unfused(AnyBatchNorm):
     """One of our own layers in eval mode, in torch's functions."""
 
     activation: Activation | None

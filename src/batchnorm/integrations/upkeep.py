@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 
 from ..algorithm2.freeze import statistics_frozen
@@ -18,6 +17,7 @@ from ..diagnosis.doctor import doctor
 from ..diagnosis.examination import Loss
 from ..diagnosis.result import DoctorResult
 from ..errors import BatchNormError
+from ..torch_private import AnyBatchNorm
 
 
 class Upkeep:
@@ -46,13 +46,13 @@ class Upkeep:
     def _begin(self, model: nn.Module) -> None:
         """Raise BatchNormError if the network has no BN layer: now, and not after an epoch."""
         self._step = None
-        if not any(isinstance(layer, _BatchNorm) for layer in model.modules()):
+        if not any(isinstance(layer, AnyBatchNorm) for layer in model.modules()):
             raise BatchNormError(f"{type(model).__name__} has no BatchNorm layer: leave this callback out")
 
     def _recalibrate(self, model: nn.Module, loader: Iterable[Any], step: int) -> None:
         """Replace the running statistics, in place, unless this step has done so or all of them are frozen."""
         layers = [
-            layer for layer in model.modules() if isinstance(layer, _BatchNorm) and layer.running_mean is not None
+            layer for layer in model.modules() if isinstance(layer, AnyBatchNorm) and layer.running_mean is not None
         ]
         if step == self._step or all(statistics_frozen(layer) for layer in layers):
             return

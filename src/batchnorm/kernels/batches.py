@@ -8,10 +8,10 @@ from functools import reduce
 
 import torch
 from torch import Tensor
-from torch._compile import _disable_dynamo
 
 from ..errors import BatchNormError
 from ..moments import Moments
+from ..torch_private import current_graph_task_id, disable_dynamo
 from . import dispatch, fallback, masked, packing, synchronized
 from .activation import Transform
 from .bindings import Running
@@ -19,7 +19,7 @@ from .checks import check_eps, check_residual, check_running
 from .meeting import Meeting
 
 # `torch.compiler.disable`, without importing the compiler before a function is called.
-eagerly = _disable_dynamo
+eagerly = disable_dynamo
 
 
 @dataclass
@@ -80,7 +80,7 @@ batch_norm_eagerly = eagerly(batch_norm)
 
 def in_backward() -> bool:
     """Return True inside of a backward pass, as when a checkpoint computes its forward again."""
-    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+    return not torch.compiler.is_compiling() and current_graph_task_id() != -1
 
 
 def move(running: Running, moments: Moments) -> bool | Tensor | None:

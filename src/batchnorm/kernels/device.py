@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..torch_private import batch_norm_impl_index
 from . import fallback
 from .activation import Transform
 from .bindings import Running
@@ -37,8 +38,7 @@ def normalize_and_track(x: Tensor, how: Transform, running: Running) -> Tensor:
     the running variance is off by at most 2 roundings of var + eps. The host does not wait.
     """
     cudnn = torch.backends.cudnn.enabled
-    normalize = torch._batch_norm_impl_index  # pyright: ignore[reportPrivateImportUsage]
-    y, mean, rstd, _, _ = normalize(x, how.weight, how.bias, None, None, True, 0.0, how.eps, cudnn)
+    y, mean, rstd, _, _ = batch_norm_impl_index(x, how.weight, how.bias, None, None, True, 0.0, how.eps, cudnn)
     with torch.cuda.device_of(x):  # Triton launches on the current device
         launch(running, mean, rstd, how.eps, x.numel() // x.size(1))
     moved = (running.mean, running.var)

@@ -8,11 +8,10 @@ from typing import TypeVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch._C._functorch import peek_interpreter_stack
-from torch.autograd import forward_ad
 from torch.nn import Parameter
 
 from ..moments import Moments
+from ..torch_private import forward_ad_level, is_tracing, len_torch_dispatch_stack, peek_interpreter_stack
 from . import autograd, bindings, device, fallback
 from .activation import Transform, finish
 from .bindings import Running
@@ -188,7 +187,7 @@ def _kernel_tracks(running: Running) -> bool:
 
 def _operator_supports(x: Tensor, residual: Tensor | None, *per_channel: Tensor | None) -> bool:
     """Return True if a tracer must record the kernel as an operator. Strides may be symbolic, so they do not count."""
-    traced = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
+    traced = torch.compiler.is_compiling() or len_torch_dispatch_stack() > 0
     return traced and bindings.installed() and _is_like(residual, x) and bindings.supports(x, *per_channel)
 
 
@@ -201,9 +200,9 @@ def _is_like(residual: Tensor | None, x: Tensor) -> bool:
 
 def _is_eager(*tensors: Tensor | None) -> bool:
     """Return True if these are ordinary tensors, with no tracer, transform or mode active."""
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or torch._C._is_tracing():
+    if torch.compiler.is_compiling() or len_torch_dispatch_stack() or is_tracing():
         return False
-    if peek_interpreter_stack() is not None or forward_ad._current_level >= 0:
+    if peek_interpreter_stack() is not None or forward_ad_level() >= 0:
         return False
     return _ORDINARY.issuperset(map(type, tensors))
 

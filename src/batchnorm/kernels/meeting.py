@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..errors import BatchNormError, PeerError, first_line
 from ..moments import Moments
+from ..torch_private import process_group_store
 
 _HEADER = 3  # layer, direction, channels
 _DIRECTIONS = ("forward", "backward")
@@ -151,7 +152,7 @@ def _absence(group: Any, ranks: Iterable[int], where: str, error: RuntimeError) 
     """Return the error of a process that waited in vain. It names the processes that do not wait too."""
     own = dist.get_rank()
     try:
-        store = dist.distributed_c10d._get_process_group_store(group)
+        store = process_group_store(group)
         store.set(f"waited/{own}", "")
         time.sleep(_GRACE)
         absent = [str(rank) for rank in ranks if not store.check([f"waited/{rank}"])]

@@ -8,12 +8,12 @@ from functools import reduce
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..kernels import batches
 from ..kernels.bindings import Running
 from ..layers import FusedBatchNorm
 from ..moments import Moments
+from ..torch_private import AnyBatchNorm
 from .attached import layers_of, replaced, special_of
 
 
@@ -60,7 +60,7 @@ def accumulate(model: nn.Module) -> Iterator[None]:
 
 
 @torch.no_grad()
-def _move(layer: _BatchNorm, collected: list[Moments]) -> None:
+def _move(layer: AnyBatchNorm, collected: list[Moments]) -> None:
     finite = [moments for moments in collected if bool(moments.m2.isfinite().all())]
     if len(finite) < len(collected) and isinstance(layer, FusedBatchNorm):
         layer.warn_left_out()

@@ -8,10 +8,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
 from ..errors import BatchNormError
@@ -20,26 +18,27 @@ from ..kernels.activation import Transform
 from ..kernels.batches import Special
 from ..kernels.bindings import Running
 from ..layers import FusedBatchNorm
+from ..torch_private import AnyBatchNorm, DisableTorchFunction
 
 _FORWARD = "forward"  # an attribute of the instance hides the method of the class
 
 
-def layers_of(model: nn.Module, what: str) -> dict[str, _BatchNorm]:
+def layers_of(model: nn.Module, what: str) -> dict[str, AnyBatchNorm]:
     """Return the BN layers by name. Raise BatchNormError with `what` if there is none."""
-    found = {name: layer for name, layer in model.named_modules() if isinstance(layer, _BatchNorm)}
+    found = {name: layer for name, layer in model.named_modules() if isinstance(layer, AnyBatchNorm)}
     if not found:
         raise BatchNormError(f"{type(model).__name__} has no BatchNorm layer: nothing to {what}")
     return found
 
 
-def refuse_lazy(layers: Mapping[str, _BatchNorm], what: str) -> None:
+def refuse_lazy(layers: Mapping[str, AnyBatchNorm], what: str) -> None:
     """Raise BatchNormError if a layer is lazy and has no channels yet."""
     lazy = next((name for name, layer in layers.items() if layer.num_features == 0), None)
     if lazy is not None:
         raise BatchNormError(f"layer {lazy!r} has no channels yet. Call the network once, then {what} it.")
 
 
-def special_of(layer: _BatchNorm) -> Special:
+def special_of(layer: AnyBatchNorm) -> Special:
     """Return what is special about a layer. Changes of it apply from its next forward on."""
     if isinstance(layer, FusedBatchNorm):
         layer._special = layer._special or Special()
@@ -51,7 +50,7 @@ def special_of(layer: _BatchNorm) -> Special:
     return hiding.special
 
 
-def settle(layer: _BatchNorm) -> None:
+def settle(layer: AnyBatchNorm) -> None:
     """Make a layer an ordinary one again if nothing is special about it any more."""
     if isinstance(layer, FusedBatchNorm):
         layer._special = layer._special or None
@@ -64,7 +63,7 @@ def settle(layer: _BatchNorm) -> None:
 
 
 @contextmanager
-def replaced(layers: Mapping[str, _BatchNorm], field: str, values: Mapping[str, Any]) -> Iterator[None]:
+def replaced(layers: Mapping[str, AnyBatchNorm], field: str, values: Mapping[str, Any]) -> Iterator[None]:
     """Within the block, give a field of each layer's `Special` a value. Restore the value before it at the end."""
     specials = {name: special_of(layer) for name, layer in layers.items()}
     before = {name: getattr(special, field) for name, special in specials.items()}
@@ -88,7 +87,7 @@ class _Forward:
         hidden: a forward that another library has given to the instance, or None. It is called in place of the class's.
     """
 
-    layer: _BatchNorm
+    layer: AnyBatchNorm
     special: Special
     hidden: Callable[..., Any] | None
 
@@ -118,10 +117,10 @@ class _Forward:
 class _OneProcess(nn.SyncBatchNorm):
     """torch's layer without its exchange, which CPUs and masks lack. The forward of its base class does the rest."""
 
-    forward = _BatchNorm.forward
+    forward = AnyBatchNorm.forward
 
 
-def _of_one_process(layer: _BatchNorm) -> _BatchNorm:
+def _of_one_process(layer: AnyBatchNorm) -> AnyBatchNorm:
     """Return the layer. For a SyncBatchNorm, return a view of it that calls `F.batch_norm` in any process."""
     if not isinstance(layer, nn.SyncBatchNorm):
         return layer
@@ -162,5 +161,5 @@ class _Replaced(TorchFunctionMode):
         running = None
         if running_mean is not None and running_var is not None:
             running = Running(running_mean, running_var, momentum, self._batches_seen)
-        with torch._C.DisableTorchFunction():
+        with DisableTorchFunction():
             return batches.batch_norm(input, Transform(weight, bias, eps), running, training, self._special)[0]

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from ..errors import BatchNormError
 from ..kernels.batches import eagerly
 from ..kernels.packing import as_mask, check_mask, from_lengths
+from ..torch_private import pytree
 from .attached import layers_of, replaced
 
 

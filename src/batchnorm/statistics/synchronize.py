@@ -8,10 +8,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import BatchNormError
 from ..kernels.meeting import Meeting, check_same
+from ..torch_private import AnyBatchNorm
 from .attached import layers_of, refuse_lazy, settle, special_of
 
 
@@ -85,7 +85,7 @@ def desynchronize(model: nn.Module) -> nn.Module:
         >>> model = bn.desynchronize(torch.nn.Sequential(torch.nn.BatchNorm1d(1)))
     """
     for layer in model.modules():
-        if isinstance(layer, _BatchNorm):
+        if isinstance(layer, AnyBatchNorm):
             special_of(layer).meeting = None
             settle(layer)
     return model

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from ...graph.network import Network
+from ...torch_private import AnyBatchNorm
 from .affine import Affine
 
 
@@ -120,7 +120,7 @@ _WEIGHT, _BIAS = (1, "weight"), (2, "bias")  # position and name of an argument
 
 def _norm(network: Network, node: fx.Node) -> _Norm:
     layer = network.layer(node)
-    if isinstance(layer, _BatchNorm):
+    if isinstance(layer, AnyBatchNorm):
         return _Norm(layer.running_mean, layer.running_var, layer.weight, layer.bias, False, layer.eps)
     # F.batch_norm takes the statistics first; torch.batch_norm and the exported operator take gamma and beta first.
     positions = (1, 2, 3, 4) if node.target is F.batch_norm else (3, 4, 1, 2)

@@ -8,10 +8,10 @@ from math import sqrt
 
 import torch
 from torch import Tensor, fx
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from ...graph.network import Network
 from ...graph.ops import IDENTITIES_IN_EVAL, MAXIMA, RESHAPES, SUMS
+from ...torch_private import AnyBatchNorm
 from ..examination import Examination
 from ..finding import Finding, Severity
 from ..measurement import Measured
@@ -110,7 +110,7 @@ def _dead(dead: dict[str, Tensor], severity: Severity, how: str) -> Finding:
     return Finding("dead channels", severity, tuple(ranked), evidence, reason, remedy)
 
 
-def _all_zero(layer: _BatchNorm) -> bool:
+def _all_zero(layer: AnyBatchNorm) -> bool:
     return layer.weight is not None and bool((layer.weight == 0).all())
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from torch.nn.modules.batchnorm import _BatchNorm
-
+from ...torch_private import AnyBatchNorm
 from ..examination import Examination
 from ..finding import Finding
 
@@ -43,11 +42,11 @@ def half_frozen(e: Examination) -> Iterator[Finding]:
         yield Finding("half frozen", "note", partly, evidence, reason, "bn.freeze(model) freezes both")
 
 
-def _parameters(layer: _BatchNorm) -> bool:
+def _parameters(layer: AnyBatchNorm) -> bool:
     return any(True for _ in layer.parameters(recurse=False))
 
 
-def _moves(layer: _BatchNorm) -> bool:
+def _moves(layer: AnyBatchNorm) -> bool:
     return layer.running_mean is not None and layer.momentum != 0
 
 

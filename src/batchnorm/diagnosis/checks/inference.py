@@ -8,11 +8,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils import _pytree as pytree
 
 from ...errors import BatchNormError, first_line
 from ...graph.compare import copied, largest_error
+from ...torch_private import AnyBatchNorm, pytree
 from ..examination import Examination
 from ..finding import Finding
 from ..inputs import inputs_of, numbers_in, run, with_inputs
@@ -65,7 +64,7 @@ def leak(e: Examination) -> Iterator[Finding]:
     reason = "what a network says of an example must not depend on its neighbors in the batch"
     module = e.model.get_submodule(name) if name else None
     remedy = "running statistics at inference: model.eval(), track_running_stats=True"
-    if not isinstance(module, _BatchNorm):
+    if not isinstance(module, AnyBatchNorm):
         remedy = "see the forward of that module: F.batch_norm(..., training=self.training), no mean over axis 0"
     yield Finding("leak", "error", where, evidence, reason, remedy)
 
@@ -99,7 +98,7 @@ def _compare(model: nn.Module, batch: Any, given: Inputs) -> tuple[tuple[float, 
     hooks = [
         layer.register_forward_hook(partial(_keep, seen, name, given))
         for name, layer in model.named_modules()
-        if isinstance(layer, _BatchNorm) or not any(layer.children())
+        if isinstance(layer, AnyBatchNorm) or not any(layer.children())
     ]
     first = given.others(_run(model, with_inputs(batch, given.inputs)))
     kept, seen[:] = list(seen), []

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from math import sqrt
 
 import torch
-from torch.nn.modules.batchnorm import _BatchNorm
 
+from ...torch_private import AnyBatchNorm
 from ..examination import Examination
 from ..finding import Finding, Severity
 from .stale import RECALIBRATE, SMALL
@@ -47,7 +47,7 @@ def momentum(e: Examination) -> Iterator[Finding]:
     yield from _slow(e, moving)
 
 
-def _slow(e: Examination, moving: dict[str, _BatchNorm]) -> Iterator[Finding]:
+def _slow(e: Examination, moving: dict[str, AnyBatchNorm]) -> Iterator[Finding]:
     slow = {name: left for name, layer in moving.items() if (left := _left(layer)) > LEFT and _towards_new(e, name)}
     if slow:
         name = max(slow, key=lambda each: slow[each])
@@ -60,11 +60,11 @@ def _slow(e: Examination, moving: dict[str, _BatchNorm]) -> Iterator[Finding]:
         yield Finding("momentum", "warning", tuple(slow), evidence, reason, remedy)
 
 
-def _moves(layer: _BatchNorm) -> bool:
+def _moves(layer: AnyBatchNorm) -> bool:
     return layer.running_mean is not None and layer.momentum is not None
 
 
-def _left(layer: _BatchNorm) -> float:
+def _left(layer: AnyBatchNorm) -> float:
     """Return the share of the initial values that the running statistics still hold. A new layer holds nothing else."""
     steps = int(layer.num_batches_tracked) if layer.num_batches_tracked is not None else 0
     return (1 - min(max(float(layer.momentum or 0), 0.0), 1.0)) ** steps if steps else 0.0

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from torch import Tensor
-from torch.nn.modules.batchnorm import _BatchNorm
 
+from ...torch_private import AnyBatchNorm
 from ..discrepancy import Discrepancy
 from ..examination import Examination
 from ..finding import Finding, Severity
@@ -68,7 +68,7 @@ def eval_against_training(e: Examination) -> Iterator[Finding]:
     yield Finding("eval against training", "error", (off[0],), evidence, reason, RECALIBRATE)
 
 
-def _as_made(layer: _BatchNorm) -> bool:
+def _as_made(layer: AnyBatchNorm) -> bool:
     """Return True if the running statistics are those of a new layer."""
     return bool((layer.get_buffer("running_mean") == 0).all() and (layer.get_buffer("running_var") == 1).all())
 

@@ -9,8 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.dropout import _DropoutNd
 
 from ...algorithm2.observation import on_batch_statistics
 from ...errors import BatchNormError, first_line
@@ -18,6 +16,7 @@ from ...graph.compare import copied
 from ...graph.network import Network
 from ...graph.ops import FUSIBLE, IDENTITIES_IN_EVAL, MOVES, RESHAPES
 from ...layers import FusedBatchNorm
+from ...torch_private import AnyBatchNorm, AnyDropout
 from ..examination import Examination
 from ..finding import Finding, Severity
 from ..inputs import run
@@ -91,9 +90,9 @@ def dropout_before(e: Examination) -> Iterator[Finding]:
     """
     if not e.training.held or not e.layers:
         return
-    dropouts = any(isinstance(layer, _DropoutNd) and layer.p > 0 for layer in e.model.modules())
+    dropouts = any(isinstance(layer, AnyDropout) and layer.p > 0 for layer in e.model.modules())
     quiet = _stds(e, lambda _layer: False)
-    by_dropout = _ratios(e, quiet, _stds(e, lambda layer: isinstance(layer, _DropoutNd))) if dropouts else {}
+    by_dropout = _ratios(e, quiet, _stds(e, lambda layer: isinstance(layer, AnyDropout))) if dropouts else {}
     strong = {name: ratio for name, ratio in by_dropout.items() if max(ratio, 1 / ratio) > STRONG}
     by_any = by_dropout or _by_any_noise(e, quiet)
     slight = {name: ratio for name, ratio in by_any.items() if name not in strong}
@@ -121,7 +120,7 @@ def _by_any_noise(e: Examination, quiet: dict[str, Tensor]) -> dict[str, float]:
 def _stds(e: Examination, on: Any) -> dict[str, Tensor]:
     """Return the sum over batches of each layer's variance, (C,), with the chosen modules in training mode."""
     model = copied(e.model)
-    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, _BatchNorm)}
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, AnyBatchNorm)}
     sums: dict[str, Tensor] = {}
 
     def add(name: str, _layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from ...algorithm2.choices import Removable
 from ...algorithm2.freeze import freeze
 from ...algorithm2.insert import InsertResult, insert
 from ...errors import BatchNormError, first_few
 from ...graph.batches import check_module, in_eval, run_batch
+from ...torch_private import AnyBatchNorm
 from .data import copied
 
 Factory = Callable[[], nn.Module]
@@ -87,7 +87,7 @@ class Networks(NamedTuple):
 
 def has_norm(model: nn.Module) -> bool:
     """Return True if the network has a BN layer."""
-    return any(isinstance(layer, _BatchNorm) for layer in model.modules())
+    return any(isinstance(layer, AnyBatchNorm) for layer in model.modules())
 
 
 @torch.no_grad()
@@ -98,7 +98,7 @@ def without_norm(model: nn.Module) -> nn.Module:
     convolution before BN, which mostly has no bias, keeps the shift.
     """
     for layer in model.modules():
-        if isinstance(layer, _BatchNorm):
+        if isinstance(layer, AnyBatchNorm):
             like = next(layer.parameters(recurse=False), torch.zeros(()))
             layer.running_mean = torch.zeros(layer.num_features, device=like.device)
             layer.running_var = torch.full((layer.num_features,), 1 - layer.eps, device=like.device)

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from ...errors import BatchNormError
 from ...graph.batches import check_batches
+from ...torch_private import pytree
 
 MOST_HELD_OUT = 64  # batches: a measurement should cost less than the steps between two
 HELD_OUT_SHARE = 5  # without batches of their own, one batch in five

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from ...algorithm2.freeze import statistics_frozen
 from ...algorithm2.recalibrate import recalibrate
 from ...errors import BatchNormError
+from ...torch_private import AnyBatchNorm
 from ..inception.recipe import accelerate
 from ..inception.variants import decayed
 from ..training.checkpoint import Checkpoint, load_tensors
@@ -216,7 +216,7 @@ def _own(rows: Sequence[Row], job: Job) -> list[Row]:
 
 
 def _has_statistics(layer: nn.Module) -> bool:
-    return isinstance(layer, _BatchNorm) and layer.running_mean is not None and not statistics_frozen(layer)
+    return isinstance(layer, AnyBatchNorm) and layer.running_mean is not None and not statistics_frozen(layer)
 
 
 def _optimizer(config: TrialConfig, parameters: Sequence[Tensor], lr: float) -> torch.optim.Optimizer:

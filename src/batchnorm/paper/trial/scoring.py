@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from ...errors import BatchNormError, first_line
 from ...graph.batches import described, device_of, run_batch
+from ...torch_private import pytree
 from .data import copied, examples
 
 Function = Callable[[Any, Any], Any]  # of (output, target)
