@@ -16,7 +16,7 @@ def keep_memory() -> bool:
     then faults in and zeroes each page of each output, which takes longer than normalizing it. After this call large
     blocks come from the heap, and the heap does not shrink.
 
-    The process stays at its peak memory. Where blocks of very different sizes alternate, that peak may be 1.5 times as
+    The process stays at its peak memory. Where blocks of very different sizes alternate, that peak may be 1.4 times as
     high (docs/kernels.md has the measurement). The environment can set the same before the program starts:
     `MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=-1 MALLOC_TOP_PAD_=67108864`.
 

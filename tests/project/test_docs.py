@@ -8,6 +8,7 @@ from support.paths import ROOT
 PAGES = [
     "index",
     "index.zh-CN",
+    "kernels",
     "statistics",
     "howto/train-faster",
     "howto/deploy",
@@ -28,3 +29,11 @@ def test_a_page_runs_and_prints_what_is_shown(page, tmp_path, monkeypatch, capsy
     for code, output in blocks:
         exec(compile(code, f"docs/{page}.md", "exec"), names)
         assert capsys.readouterr().out == output
+
+
+@pytest.mark.parametrize("page", sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md")))
+def test_links_lead_to_files(page):
+    """On a disk too: the site resolves them anew (tools/site_files.py)."""
+    prose = re.sub(r"```.*?```", "", (ROOT / page).read_text(), flags=re.DOTALL)
+    links = re.findall(r"\]\(([^)#:\s]+)[)#]", prose)
+    assert [link for link in links if not (ROOT / page).parent.joinpath(link).exists()] == []

@@ -29,7 +29,7 @@ def command(
         batchnorm doctor mine:network --weights trained.pt --data mine:batches --batches 20
         batchnorm doctor mine:network --data mine:batches --loss torch.nn:CrossEntropyLoss --html doctor.html
 
-    The exit status is 0 if the network is healthy (notes are no findings), 1 if something is wrong, and 2 if the
+    The exit status is 0 if the network is healthy (notes do not count), 1 if something is wrong, and 2 if the
     network could not be examined.
 
     Args:

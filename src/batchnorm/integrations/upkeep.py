@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
@@ -70,15 +72,19 @@ class Upkeep:
 def training_batches(loader: Iterable[Any], count: int) -> Iterator[Iterator[Any]]:
     """Give the first batches of a training loader. The training that uses it goes on as if nothing had happened.
 
-    A loader of torch is read by a second one without workers, since `persistent_workers` allows one reader. Random
-    numbers of torch, and of a generator that shuffles, are restored.
+    A loader of torch is read by a second one without workers, since `persistent_workers` allows one reader. So data
+    sets draw their random numbers in this process. Those of Python, NumPy and torch, and of a generator that shuffles,
+    are restored.
     """
     generator = getattr(getattr(loader, "sampler", None), "generator", None)
     state = None if generator is None else generator.get_state()
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 (data sets use it)
     try:
         with torch.random.fork_rng(devices=[]):
             yield islice(_reader(loader), count)
     finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
         if generator is not None:
             generator.set_state(state)
 
