@@ -26,15 +26,7 @@ def test_pages_fit_a_phone_and_ask_for_nothing_outside(site, browser):
     tab = browser.new_page(offline=True, viewport={"width": 400, "height": 800})
     requests = []
     tab.on("request", lambda request: requests.append(request.url))
-    pages = [
-        site / "index.html",
-        site / "paper.html",
-        site / "comparison.html",
-        site / "kernels.html",
-        site / "doctor.html",
-    ]
-    pages += sorted([*site.glob("howto/*.html"), *site.glob("reference/*.html")])
-    for page in pages:
+    for page in sorted(site.rglob("*.html")):
         tab.goto(page.as_uri(), wait_until="domcontentloaded")
         assert (page, tab.evaluate("document.documentElement.scrollWidth")) == (page, 400)
     assert not [url for url in requests if not url.startswith(("file:", "data:"))]
