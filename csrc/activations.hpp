@@ -37,7 +37,7 @@ inline Vec<float, N> exponential(Vec<float, N> y, Rest... rest) {
     return power * (Vec<float, N>)((Vec<uint32_t, N>)shifted << 23);  // the low bits of `shifted` are n + Scale + 127
 }
 
-// 1 + exp(-y). The exponential's half is finite for every float32 that the sigmoid does not map to 0.
+// 1 + exp(-y). Half of exp(89) is finite, and twice that is infinite: there the sigmoid is 0.
 template <int N>
 inline Vec<float, N> one_and_exponential(Vec<float, N> y) {
     return madd<N>(exponential<-1, N>(clamp<N>(-y, -80.0f, 89.0f)), splat<N>(2), splat<N>(1));

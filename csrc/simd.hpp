@@ -200,7 +200,7 @@ inline Vec<E, N> without_first(Vec<E, N> v, int64_t count) {
     return lane >= Index{} + static_cast<int>(count) ? v : Vec<E, N>{};
 }
 
-// The larger and the smaller of a bound and y. NaN stays NaN.
+// The larger and the smaller of a bound and y, which is the second operand: so NaN and -0 stay.
 template <int N>
 inline Vec<float, N> at_least(Vec<float, N> bound, Vec<float, N> y) {
 #if defined(__AVX512F__)
