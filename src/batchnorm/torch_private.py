@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import _assert as assert_  # pyright: ignore[reportPrivateImportUsage]
-from torch import _batch_norm_impl_index as batch_norm_impl_index  # pyright: ignore[reportPrivateImportUsage]
 from torch._C import DisableTorchFunction
 from torch._C import _current_graph_task_id as current_graph_task_id
 from torch._C import _is_tracing as is_tracing
@@ -41,12 +41,14 @@ __all__ = [
     "pytree",
 ]
 
+batch_norm_impl_index = torch._batch_norm_impl_index  # pyright: ignore[reportPrivateImportUsage]
+
 
 def forward_ad_level() -> int:
     """Return the level of forward-mode AD, -1 outside of it."""
     return forward_ad._current_level
 
 
-def process_group_store(group: Any) -> dist.Store:
+def process_group_store(group: Any) -> Any:
     """Return the store through which the processes of a group found each other."""
     return dist.distributed_c10d._get_process_group_store(group)
