@@ -23,8 +23,8 @@ inline Vec<float, N> polynomial(Vec<float, N> t, const float (&coefficients)[Cou
     return sum;
 }
 
-// 2^Scale exp(y), for results in the normal range. `rest` is small, for a y that is known more
-// precisely than float32 holds. y = n ln 2 + r with |r| <= ln 2 / 2, and exp(y) = 2^n exp(r).
+// 2^Scale exp(y), for results in the normal range. `rest` is small, for a y that is known more precisely than float32
+// holds. y = n ln 2 + r with |r| <= ln 2 / 2, and exp(y) = 2^n exp(r).
 template <int Scale, int N, class... Rest>
 inline Vec<float, N> exponential(Vec<float, N> y, Rest... rest) {
     constexpr float log2_e = 0x1.715476p+0f;
