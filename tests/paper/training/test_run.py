@@ -1,8 +1,10 @@
 """A run folder: created once, claimed by one process, and never overwritten."""
 
+import json
 from pathlib import Path
 
 import pytest
+import torch
 
 import batchnorm as bn
 from batchnorm.errors import StorageError
@@ -55,3 +57,14 @@ def test_a_run_is_claimed_once(tmp_path):
         pass
     with run.claimed():
         pass
+
+
+def test_a_run_names_the_gpu_that_made_it(tmp_path, monkeypatch):
+    def made_with(name: str) -> dict:
+        return json.loads((Run.create(tmp_path / name, "mnist", {}).folder / "config.json").read_text())["made_with"]
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert "gpu" not in made_with("on a CPU")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "H100")
+    assert made_with("on a GPU")["gpu"] == "H100"

@@ -14,7 +14,8 @@ from ... import __version__
 
 
 def versions() -> dict[str, Any]:
-    """Return the versions of the software, and the CPU with its number of cores, as JSON values."""
+    """Return the versions of the software, and the CPU with its cores, and the GPU if there is one, as JSON values."""
+    gpu = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
     return {
         "batchnorm": __version__,
         "torch": torch.__version__,
@@ -22,6 +23,7 @@ def versions() -> dict[str, Any]:
         "python": platform.python_version(),
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
+        **gpu,
     }
 
 
