@@ -20,7 +20,7 @@ NO_LAUNCH = {"select", "unbind", "empty", "empty_like", "empty_strided", "detach
 def launches(layer: nn.Module, x: torch.Tensor) -> list[str]:
     """Return the operations of one call in training that launch something."""
     layer(x)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], acc_events=True) as profile:
         layer(x)
     events: Any = profile.events()
     called = [event.name.rpartition("::")[2] for event in events if event.cpu_parent is None]
