@@ -47,6 +47,9 @@ def normalize_and_track(x: Tensor, how: Transform, running: Running) -> Tensor:
     return y
 
 
+_compiled: dict[tuple[object, ...], Any] = {}  # by `launch`'s key
+
+
 def launch(running: Running, mean: Tensor, rstd: Tensor, eps: float, values: int) -> None:
     """Launch the Triton kernel, a single instance. All tensors must be contiguous.
 
@@ -62,19 +65,14 @@ def launch(running: Running, mean: Tensor, rstd: Tensor, eps: float, values: int
     block = max(16, 1 << (channels - 1).bit_length())
     unbiased = values / max(values - 1, 1)
     counted = count is not None
-    _kernel()[(1,)](
-        running_mean,
-        running_var,
-        count if counted else running_mean,
-        mean,
-        rstd,
-        momentum,
-        eps,
-        unbiased,
-        channels,
-        counted,
-        block,
-    )
+    place = count if counted else running_mean
+    arguments = (running_mean, running_var, place, mean, rstd, momentum, float(eps), unbiased, channels, counted, block)
+    key = (running_mean.dtype, mean.dtype, mean.device.index, counted, block)
+    compiled = _compiled.get(key)
+    if compiled is None:
+        _compiled[key] = _kernel()[(1, 1, 1)](*arguments)
+    else:
+        compiled[(1, 1, 1)](*arguments)  # Triton's look at each argument takes longer
 
 
 @functools.cache
@@ -88,7 +86,11 @@ def _kernel() -> Any:
     import triton
     import triton.language as tl
 
-    @triton.jit
+    # One compiled kernel serves every value and address. So `launch` can call it without looking for a special one.
+    @triton.jit(
+        do_not_specialize=["momentum", "eps", "unbiased", "channels"],
+        do_not_specialize_on_alignment=["running_mean", "running_var", "count", "mean", "rstd"],
+    )
     def kernel(
         running_mean,
         running_var,
