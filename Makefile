@@ -4,7 +4,7 @@ VENV ?= .venv
 OLDEST ?= build/oldest
 SOURCES := pyproject.toml $(wildcard CMakeLists.txt csrc/*)
 
-.PHONY: mnist inception test test-oldest test-wheel docs wheels torture fuzz gpu lint bench clean
+.PHONY: mnist inception test test-all test-oldest test-wheel docs wheels torture fuzz gpu lint bench clean
 
 mnist: $(VENV)/paper
 	$(VENV)/bin/batchnorm mnist
@@ -12,8 +12,11 @@ mnist: $(VENV)/paper
 inception: $(VENV)/imagenet
 	$(VENV)/bin/batchnorm inception all --data fashion
 
-# A process a core, since each test has one thread.
+# A process a core, since each test has one thread. `make test` leaves out the tests marked slow, a third of the time.
 test: $(VENV)/lint
+	$(VENV)/bin/pytest --numprocesses auto --dist worksteal -m "not slow"
+
+test-all: $(VENV)/lint
 	$(VENV)/bin/pytest --numprocesses auto --dist worksteal
 
 # The tests with the oldest releases that pyproject.toml names, in an environment of its own: 7 GB, with torch's GPU libraries.

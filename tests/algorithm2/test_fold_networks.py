@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.folding import ROUNDED, difference, error, norms, randomized
+from support.slow import slow
 from torch import nn
 
 import batchnorm as bn
@@ -104,7 +105,7 @@ def through_onnx(model, x, path):
 
 
 @pytest.mark.parametrize(
-    "name", ["resnet18", "shufflenet_v2_x0_5", "mnasnet0_5", "mobilenetv3_small_050", "levit_128s"]
+    "name", ["resnet18", *slow("shufflenet_v2_x0_5", "mnasnet0_5", "mobilenetv3_small_050", "levit_128s")]
 )
 def test_onnx_runtime_computes_the_same(name, tmp_path):
     model, size = zoo_network(name)
@@ -117,7 +118,10 @@ def test_onnx_runtime_computes_the_same(name, tmp_path):
 # ReLU and sums of two tensors; ReLU6; Hardswish and SiLU of timm's layers.
 @pytest.mark.parametrize(
     ("name", "fold"),
-    [("resnet18", False), ("mobilenet_v2", False), ("mobilenetv3_small_050", True), ("tf_efficientnet_b0", True)],
+    [
+        ("resnet18", False),
+        *slow(("mobilenet_v2", False), ("mobilenetv3_small_050", True), ("tf_efficientnet_b0", True)),
+    ],
 )
 def test_fused_networks_are_plain_operations_in_onnx(name, fold, tmp_path):
     onnx = pytest.importorskip("onnx")

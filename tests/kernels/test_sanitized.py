@@ -1,5 +1,6 @@
 """Run the loops of csrc with sanitizers on blocks of exactly their size, and check the results in double."""
 
+import functools
 import os
 import platform
 import shutil
@@ -26,26 +27,30 @@ def levels() -> list[str]:
 
 @pytest.fixture(scope="module")
 def driver(tmp_path_factory):
-    """Build the program that calls the loops. It is optimized, so that the loops take most of the time."""
+    """Build programs that call the loops. Their checks are optimized, so that the loops take most of the time."""
+
+    @functools.cache
+    def checks(compiler: tuple[str, ...]) -> Path:
+        made = tmp_path_factory.mktemp("checks") / "driver.o"
+        subprocess.run([*compiler, "-O2", "-c", ROOT / "tests" / "kernels" / "sanitized.cpp", "-o", made], check=True)
+        return made
 
     def build(compiler: list[str], loops: list[str], link: list[str]) -> Path:
-        folder = tmp_path_factory.mktemp("driver")
+        program = tmp_path_factory.mktemp("driver") / "driver"
         common = [*compiler, "-std=c++17", "-ffp-contract=off", f"-I{ROOT / 'csrc'}"]
         named = ["-DBATCHNORM_KERNELS=kernels_checked", '-DBATCHNORM_TARGET="checked"']
         sources = [ROOT / "csrc" / "batch_norm.cpp", ROOT / "csrc" / "threads.cpp"]
-        subprocess.run(
-            [*common, "-O2", "-c", ROOT / "tests" / "kernels" / "sanitized.cpp", "-o", folder / "driver.o"], check=True
-        )
-        whole = [*common, *loops, *named, folder / "driver.o", *sources, "-o", folder / "driver", "-ldl", *link]
+        whole = [*common, *loops, *named, checks(tuple(common)), *sources, "-o", program, "-ldl", *link]
         built = subprocess.run(whole, capture_output=True, text=True, check=False)
         if "cannot find" in built.stderr and "san" in built.stderr:
             pytest.skip("the compiler has no sanitizers")
         assert built.returncode == 0, built.stderr
-        return folder / "driver"
+        return program
 
     return build
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
 @pytest.mark.parametrize("level", levels())
 def test_the_loops_stay_inside_their_blocks_and_are_right(driver, level):

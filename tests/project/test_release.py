@@ -58,6 +58,7 @@ print(bn.__file__)
     assert done.stdout.startswith(str(tmp_path))
 
 
+@pytest.mark.slow
 def test_the_sdist_holds_the_sources_and_no_records(sdist):
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}

@@ -428,6 +428,7 @@ def test_without_processes_it_is_refused():
         bn.synchronize(nn.Sequential(nn.BatchNorm1d(3)))
 
 
+@pytest.mark.slow
 def test_torchrun_restarts_after_a_killed_process_and_the_run_goes_on(tmp_path):
     said = tmp_path / "output"
     launcher = ["--nproc-per-node=3", "--standalone", "--max-restarts=1", Path(__file__).with_name("restarted.py")]

@@ -15,6 +15,7 @@ from torture.faults import Call
 from torture.order import disorder
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux" or not shutil.which("cc"), reason="needs Linux's LD_PRELOAD and a compiler")
 def test_a_run_survives_a_sample_of_all_faults():
     done = subprocess.run(

@@ -141,6 +141,7 @@ def test_both_networks_are_measured_at_equal_steps(looked):
     assert all(("raw_mean" in row) == (row["network"] == "bn-baseline") for row in records.drifts)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("short")
 def test_a_stopped_look_continues_to_the_same_rows(looked, config, images, tmp_path):
     stop, run = Event(), create_run(config, images[0], tmp_path / "run")

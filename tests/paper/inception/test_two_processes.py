@@ -73,6 +73,7 @@ def test_two_processes_average_the_gradients_of_their_own_mini_batches(two, shar
     assert two.rows()[1]["loss"] == pytest.approx(loss, rel=1e-4)  # float32 sums in another order
 
 
+@pytest.mark.slow
 def test_torchrun_restarts_a_dead_rank_and_the_run_resumes_to_the_same_bits(two, shards, tmp_path):
     folder = tmp_path / "run"
     launcher = ["--nproc-per-node=2", "--standalone", "--max-restarts=2", "-m", "batchnorm"]
