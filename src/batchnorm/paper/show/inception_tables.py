@@ -75,10 +75,16 @@ def fig4_table(records: Sequence[Record]) -> list[list[str]]:
 
 def _reached(steps: list[int | None], members: Sequence[Record]) -> str:
     found = [step for step in steps if step is not None]
-    missing = "" if len(found) == len(steps) else f" ({len(found)} of {len(steps)} seeds)"
-    ends = [record.diverged for record in members if record.diverged is not None]
-    end = f"; diverged at {min(ends):,}" if ends else ""
-    return (f"{mean(found):,.0f}{missing}" if found else "never") + end
+    ends = sorted(record.diverged for record in members if record.diverged is not None)
+    reached = f"{mean(found):,.0f}{_of(found, members)}" if found else "never"
+    if not ends:
+        return reached
+    until = f" to {ends[-1]:,}" if ends[-1] > ends[0] else ""
+    return f"{reached}; diverged at {ends[0]:,}{until}{_of(ends, members)}"
+
+
+def _of(some: Sequence[object], members: Sequence[object]) -> str:
+    return "" if len(some) == len(members) else f" ({len(some)} of {len(members)} seeds)"
 
 
 def _spread(values: list[float]) -> str:
