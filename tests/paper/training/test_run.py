@@ -59,12 +59,16 @@ def test_a_run_is_claimed_once(tmp_path):
         pass
 
 
-def test_a_run_names_the_gpu_that_made_it(tmp_path, monkeypatch):
-    def made_with(name: str) -> dict:
-        return json.loads((Run.create(tmp_path / name, "mnist", {}).folder / "config.json").read_text())["made_with"]
+def made_with(folder: Path, **options: str) -> dict[str, object]:
+    run = Run.create(folder, "mnist", {}, **options)
+    return json.loads((run.folder / "config.json").read_text())["made_with"]
 
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert "gpu" not in made_with("on a CPU")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+
+def test_a_run_names_the_gpu_that_it_begins_on(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "H100")
-    assert made_with("on a GPU")["gpu"] == "H100"
+    assert made_with(tmp_path / "run", device="cuda")["gpu"] == "H100"
+
+
+def test_a_run_on_the_cpu_does_not_look_for_a_gpu(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: pytest.fail("asked for a GPU"))
+    assert "gpu" not in made_with(tmp_path / "run")

@@ -16,7 +16,7 @@ from ..images.loader import evaluation_batches
 from ..images.normalize import normalize
 from ..images.sources import check_classes, open_images
 from ..training.checkpoint import load_tensors
-from ..training.processes import ALONE
+from ..training.processes import ALONE, device_type
 from ..training.rows import Row
 from ..training.run import Run
 from .jobs import CHECKPOINT, Job
@@ -142,7 +142,7 @@ def _count_hits(
     progress: Callable[[int, int], None],
 ) -> Tensor:
     """Return `count_hits` of each model, and of their ensemble in the last row: (models + 1, 3)."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(device_type())
     models = [model.to(device) for model in models]
     hits = torch.zeros(len(models) + 1, 3, dtype=torch.float64)
     damage = DamageLog(len(source))

@@ -9,7 +9,7 @@ from typing import get_args
 
 from ...errors import BatchNormError, did_you_mean
 from ..images.sources import has_index, open_both, save_index
-from ..training.processes import launched, restarted
+from ..training.processes import device_type, launched, restarted
 from ..training.run import Run, check_folder, new_folder
 from ..training.settings import saved_settings
 from ..training.validation import shown
@@ -155,5 +155,5 @@ def _new_job(variant: Variant, config: Settled, out: Path | None) -> Job:
     if config.data not in PRESETS:
         saved["data"] = str(Path(config.data).resolve())  # The run may be resumed from another folder.
     kept = {"variant": variant.name, **saved}
-    run = Run.create(out, EXPERIMENT, kept, run_digest(config, variant))
+    run = Run.create(out, EXPERIMENT, kept, run_digest(config, variant), device_type())
     return Job(variant, config, run.folder)

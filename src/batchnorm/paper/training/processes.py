@@ -108,6 +108,11 @@ def _restarts() -> int:
     return _number("TORCHELASTIC_RESTART_COUNT", Bounds(0, 10**9), "0")
 
 
+def device_type() -> str:
+    """Return "cuda" if this process can train on a GPU, otherwise "cpu"."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def cores_each() -> int:
     """Return the number of CPU cores of this machine for each of its processes."""
     return max(1, (os.cpu_count() or 1) // _number("LOCAL_WORLD_SIZE", Bounds(1, 10**6), "1"))
@@ -121,7 +126,7 @@ def joined() -> Iterator[Processes]:
         BatchNormError: an environment variable of torchrun is missing or no number.
         PeerError: another process failed or died, or did not come within `JOIN_SECONDS`.
     """
-    cuda = torch.cuda.is_available()
+    cuda = device_type() == "cuda"
     device = torch.device("cpu")
     if cuda:
         device = torch.device("cuda", _number("LOCAL_RANK", Bounds(0, torch.cuda.device_count() - 1), "0"))

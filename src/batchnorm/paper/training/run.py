@@ -39,7 +39,14 @@ class Run:
         self._append = threading.Lock()
 
     @classmethod
-    def create(cls, folder: Path | None, experiment: str, config: dict[str, Any], digest: str | None = None) -> Run:
+    def create(
+        cls,
+        folder: Path | None,
+        experiment: str,
+        config: dict[str, Any],
+        digest: str | None = None,
+        device: str = "cpu",
+    ) -> Run:
         """Create a run in `folder`. If that is None, take the first free of runs/EXPERIMENT-1, -2, ….
 
         Arguments:
@@ -47,6 +54,7 @@ class Run:
             experiment: the name of the experiment.
             config: the settings, as JSON values.
             digest: the digest of the settings that decide the numbers. It shows a later edit.
+            device: "cpu" or "cuda", where the run begins. A later process may continue it elsewhere.
 
         Raises:
             BatchNormError: `folder` exists and is not an empty folder.
@@ -54,7 +62,7 @@ class Run:
         """
         folder = new_folder(folder, experiment)
         kept = {} if digest is None else {"digest": digest}
-        saved = {"experiment": experiment, **config, **kept, "made_with": versions()}
+        saved = {"experiment": experiment, **config, **kept, "made_with": versions(device)}
         write_atomically(folder / "config.json", json.dumps(saved, indent=2, default=str) + "\n")
         return cls(folder)
 

@@ -13,9 +13,9 @@ import torch
 from ... import __version__
 
 
-def versions() -> dict[str, Any]:
-    """Return the versions of the software, and the CPU with its cores, and the GPU if there is one, as JSON values."""
-    gpu = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
+def versions(device: str = "cpu") -> dict[str, Any]:
+    """Return the versions of the software, the CPU with its cores, and the GPU of `device` "cuda", as JSON values."""
+    gpu = {"gpu": torch.cuda.get_device_name()} if device == "cuda" else {}
     return {
         "batchnorm": __version__,
         "torch": torch.__version__,
