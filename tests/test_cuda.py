@@ -12,6 +12,8 @@ from support.kernel_cases import KINKS
 from torch import nn
 
 import batchnorm as bn
+from batchnorm.kernels import device, fallback
+from batchnorm.kernels.bindings import Running
 
 if not torch.cuda.is_available():
     pytest.skip("needs a CUDA device", allow_module_level=True)
@@ -70,7 +72,9 @@ def test_a_step_agrees_with_torch_in_float64(activation: Any, dtype, channels_la
         )
 
 
-@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype:UserWarning")  # it suffices here
+@pytest.mark.filterwarnings(
+    "ignore:Synchronization debug mode is a prototype:UserWarning"
+)  # it reports what this test forbids
 def test_the_triton_kernel_leaves_a_bad_batch_out_and_the_host_does_not_wait():
     layer = bn.BatchNorm2d(SHAPE[1], device="cuda")
     x = tensors(torch.float32, False)[0]
@@ -84,6 +88,21 @@ def test_the_triton_kernel_leaves_a_bad_batch_out_and_the_host_does_not_wait():
     finally:
         torch.cuda.set_sync_debug_mode("default")
     torch.testing.assert_close(layer.state_dict(), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("counted", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_one_compiled_kernel_serves_all_values_and_addresses(dtype, counted):
+    for channels, momentum, eps in ((16, 0.1, 1e-5), (9, 1.0, 1), (1, 0.75, 1e-3), (16, 0.0, 1e-5)):
+        mean, var = torch.randn(channels, device="cuda"), torch.rand(channels, device="cuda") + 0.1
+        old_mean, old_var = (torch.randn(channels, device="cuda", dtype=dtype) for _ in range(2))
+        count = torch.tensor(5, device="cuda") if counted else None
+        unaligned = torch.empty(channels + 1, device="cuda", dtype=dtype)[1:]  # to 16 bytes
+        ours = Running(unaligned.copy_(old_mean), old_var.clone(), momentum, count)
+        device.launch(ours, mean, (var + eps).rsqrt(), eps, 9)
+        fallback.update_on_device(old_mean, old_var, mean, var * 9 / 8, momentum)
+        torch.testing.assert_close((ours.mean, ours.var), (old_mean, old_var), rtol=1e-5, atol=1e-5)
+        assert count is None or count == 6
 
 
 def launches(layer: nn.Module, x: torch.Tensor) -> list[str]:

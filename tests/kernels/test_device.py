@@ -12,6 +12,8 @@ import torch
 from torch import nn
 
 import batchnorm as bn
+from batchnorm.kernels import device
+from batchnorm.kernels.bindings import Running
 
 # They change a tensor's description, or allocate, and launch nothing.
 NO_LAUNCH = {"select", "unbind", "empty", "empty_like", "empty_strided", "detach", "view", "promote_types"}
@@ -88,6 +90,45 @@ def test_on_a_device_the_count_and_the_statistics_are_the_operators_work():
     assert layer.running_mean._version > before  # pyright: ignore[reportOptionalMemberAccess]
 
 
+class Grid:
+    """A kernel that remembers its launches; Triton's first launch returns what it compiled."""
+
+    def __init__(self, returned=None):
+        self.returned, self.launches = returned, []
+
+    def __getitem__(self, grid):
+        assert grid == (1, 1, 1)
+        return self
+
+    def __call__(self, *arguments):
+        self.launches.append(arguments)
+        return self.returned
+
+
+def test_triton_compiles_once_for_all_values_and_again_for_another_type(monkeypatch):
+    compiler = pytest.importorskip("triton.compiler")
+    compiled = Grid()
+    by_triton = Grid(compiled)
+    monkeypatch.setattr(compiler, "CompiledKernel", Grid)
+    monkeypatch.setattr(device, "_kernel", lambda: by_triton)
+    monkeypatch.setattr(device, "_compiled", {})
+
+    def launch(channels, dtype=torch.float32, momentum=0.1, count=True, eps=1e-5):
+        mean, var = torch.zeros(2, channels, dtype=dtype)
+        running = Running(mean, var, momentum, torch.tensor(0) if count else None)
+        device.launch(running, torch.ones(channels), torch.ones(channels), eps, 9)
+        return len(by_triton.launches), len(compiled.launches)
+
+    assert launch(16) == (1, 0)
+    assert launch(9, momentum=1.0, eps=1) == (1, 1)
+    assert launch(17) == (2, 1)  # another block
+    assert launch(16, dtype=torch.float64) == (3, 1)
+    assert launch(16, count=False) == (4, 1)
+    assert launch(1, count=False) == (4, 2)
+    types = [[type(argument) for argument in arguments] for arguments in (by_triton.launches[0], compiled.launches[0])]
+    assert types[0] == types[1]
+
+
 COMPILED = """
 from triton import compile
 from triton.backends.compiler import GPUTarget
@@ -95,6 +136,8 @@ from triton.compiler import ASTSource
 from batchnorm.kernels import device
 
 kernel = device._kernel()
+# `launch` gives the compiled kernel all values and addresses.
+assert all(parameter.is_constexpr or parameter.do_not_specialize for parameter in kernel.params)
 for running in ("*fp32", "*fp64"):
     for counted in (True, False):
         numbers = ["fp32", "fp32", "fp32", "i32"]
