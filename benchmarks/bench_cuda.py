@@ -4,7 +4,8 @@
 
 A step is forward, loss and backward. The contenders alternate in one process, a block of steps each, timed by CUDA
 events after a warm-up. "layer" is BN and ReLU alone. "network" is a whole network, batch 64 at 224x224, with autocast
-to bfloat16 where it says so.
+to bfloat16 where it says so. "host" is the time that the forward of a small layer takes the processor, which does not
+wait for the device.
 
 The library has no fused CUDA kernels. So this measures what its promises cost on a GPU: statistics that a batch with
 NaN or infinity does not move.
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -31,9 +33,10 @@ LAYERS = ((4, 8, 4, 4), (64, 64, 112, 112), (64, 256, 56, 56), (64, 512, 28, 28)
 NETWORKS = ("resnet50", "mobilenet_v2", "efficientnet_b0")
 BATCH, SIZE, CLASSES = 64, 224, 1000
 ROUNDS = 5
+Block = Callable[[Callable[[], object], int], float]  # a step and a number of steps to milliseconds a step
 
 
-def block(step: Callable[[], object], steps: int) -> float:
+def device_block(step: Callable[[], object], steps: int) -> float:
     """Return the milliseconds of one of so many steps."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     start.record()
@@ -44,7 +47,7 @@ def block(step: Callable[[], object], steps: int) -> float:
     return start.elapsed_time(end) / steps
 
 
-def alternate(sides: Mapping[str, Callable[[], object]], steps: int) -> dict[str, Any]:
+def alternate(sides: Mapping[str, Callable[[], object]], steps: int, block: Block = device_block) -> dict[str, Any]:
     ms: dict[str, list[float]] = {side: [] for side in sides}
     for turn in range(ROUNDS + 1):  # the first warms up
         for side, step in sides.items():
@@ -53,6 +56,21 @@ def alternate(sides: Mapping[str, Callable[[], object]], steps: int) -> dict[str
                 ms[side].append(taken)
     ours, torchs = (statistics.median(ms[side]) for side in ("ours", "torch"))
     return {"times_torch": torchs / ours, "torch_ms": torchs, "ours_ms": ours, "ms": ms}
+
+
+def host_block(step: Callable[[], object], steps: int) -> float:
+    """Return the milliseconds that one of so many steps takes the host. The device is idle at first."""
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    for _ in range(steps):
+        step()
+    return (time.perf_counter() - start) / steps * 1e3
+
+
+def host_record() -> dict[str, Any]:
+    x = torch.randn(8, 64, 8, 8, device="cuda", requires_grad=True)
+    layers = {"torch": nn.BatchNorm2d(64).cuda(), "ours": bn.BatchNorm2d(64).cuda()}
+    return alternate({side: lambda m=layer: m(x) for side, layer in layers.items()}, 300, host_block)
 
 
 def layer_record(shape: tuple[int, ...], channels_last: bool) -> dict[str, Any]:
@@ -99,7 +117,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="write the numbers as JSON")
     options = parser.parse_args()
-    records = {}
+    records = {"host forward 8x64x8x8": shown("host forward 8x64x8x8", host_record())}
     for last in (False, True):
         layout = "NHWC" if last else "NCHW"
         for shape in LAYERS:
