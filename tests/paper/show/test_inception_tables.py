@@ -27,7 +27,7 @@ def test_a_run_that_reached_the_level_and_diverged_says_both():
 
 def test_seeds_that_diverge_are_named_from_the_first_to_the_last():
     seeds = [record("bn-x5", 0.9, seed=seed, diverged=end) for seed, end in ((1, 800), (2, None), (3, 500))]
-    assert fig3_table([record("inception", 0.2), *seeds])[2][3] == "300; diverged at 500 to 800 (2 of 3 seeds)"
+    assert fig3_table([record("inception", 0.2), *seeds])[2][3] == "300; diverged between 500 and 800 (2 of 3 seeds)"
 
 
 def test_the_newest_evaluation_of_a_kind_counts():

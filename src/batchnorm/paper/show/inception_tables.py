@@ -76,14 +76,14 @@ def fig4_table(records: Sequence[Record]) -> list[list[str]]:
 def _reached(steps: list[int | None], members: Sequence[Record]) -> str:
     found = [step for step in steps if step is not None]
     ends = sorted(record.diverged for record in members if record.diverged is not None)
-    reached = f"{mean(found):,.0f}{_of(found, members)}" if found else "never"
+    reached = f"{mean(found):,.0f}{_share(found, members)}" if found else "never"
     if not ends:
         return reached
-    until = f" to {ends[-1]:,}" if ends[-1] > ends[0] else ""
-    return f"{reached}; diverged at {ends[0]:,}{until}{_of(ends, members)}"
+    where = f"at {ends[0]:,}" if ends[0] == ends[-1] else f"between {ends[0]:,} and {ends[-1]:,}"
+    return f"{reached}; diverged {where}{_share(ends, members)}"
 
 
-def _of(some: Sequence[object], members: Sequence[object]) -> str:
+def _share(some: Sequence[object], members: Sequence[object]) -> str:
     return "" if len(some) == len(members) else f" ({len(some)} of {len(members)} seeds)"
 
 
