@@ -12,7 +12,7 @@ mnist: $(VENV)/paper
 inception: $(VENV)/imagenet
 	$(VENV)/bin/batchnorm inception all --data fashion
 
-# A process a core, since each test has one thread. `make test` leaves out the tests marked slow, a third of the time.
+# A process a core, since each test has one thread. `make test` leaves out the tests marked slow.
 test: $(VENV)/lint
 	$(VENV)/bin/pytest --numprocesses auto --dist worksteal -m "not slow"
 

@@ -1,7 +1,7 @@
 """Test on random graphs that fold, fuse and insert end and keep the function.
 
 The graphs have sums, outputs with several users, shared layers and several results. Each function gets 1,000 of them,
-and 250 under `make test`. The environment variable BATCHNORM_GRAPHS gives another number.
+and 250 under `make test`. The environment variable BATCHNORM_GRAPHS gives another number to `make test-all`.
 """
 
 import copy

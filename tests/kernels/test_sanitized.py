@@ -27,7 +27,7 @@ def levels() -> list[str]:
 
 @pytest.fixture(scope="module")
 def driver(tmp_path_factory):
-    """Build programs that call the loops. Their checks are optimized, so that the loops take most of the time."""
+    """Return a function that builds the program. Its checks are optimized, and compiled once a compiler."""
 
     @functools.cache
     def checks(compiler: tuple[str, ...]) -> Path:
