@@ -34,7 +34,7 @@ RECIPE = (*(f"only-{change}" for change in CHANGES), *(f"keeps-{change.removepre
 ENSEMBLE = tuple(f"ensemble-{number}" for number in range(1, 7))
 IMAGES = 50_000
 DECAYS = 16  # of the plain network's learning rate in a run, as in records/inception-fashion; 96 with the recipe
-MEASUREMENTS = 15
+MEASUREMENTS = 24
 
 
 class Job(NamedTuple):

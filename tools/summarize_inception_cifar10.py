@@ -56,6 +56,17 @@ def variants(steps: int) -> list[list[str]]:
     return fig3_table(seeds_of(steps))
 
 
+def evaluated(steps: int) -> list[list[str]]:
+    """Return the accuracy of the networks at the end of their runs, by one crop and folded, for each variant."""
+    table = [["", "seeds", "images", "top-1", "top-5"]]
+    for name, members in by_variant(seeds_of(steps)).items():
+        rows = [row for record in members for row in record.evaluations if row["crops"] == 1 and row["folded"]]
+        if rows:
+            cells = [spread([100 * row[key] for row in rows], "%") for key in ("top1", "top5")]
+            table.append([name, str(len(rows)), f"{min(row['images'] for row in rows):,}", *cells])
+    return table
+
+
 def recipe(steps: int) -> list[list[str]]:
     """Return what each part of the recipe gives, for the runs of one length."""
     return recipe_table(seeds_of(steps))
@@ -96,7 +107,8 @@ def spread(values: Sequence[float], unit: str) -> str:
 
 
 TABLES: dict[str, Callable[..., list[list[str]]]] = {
-    "sweep": sweep, "variants": variants, "recipe": recipe, "rates": rates, "ensemble": ensemble, "shift": shift,
+    "sweep": sweep, "variants": variants, "evaluated": evaluated, "recipe": recipe, "rates": rates,
+    "ensemble": ensemble, "shift": shift,
 }  # fmt: skip
 
 if __name__ == "__main__":
