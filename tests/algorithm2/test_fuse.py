@@ -364,6 +364,7 @@ def test_a_hook_on_the_identity_between_keeps_the_two_apart():
 NETWORKS = {"maxvit_t": 23, "timm/mobilevit_xxs": 25, "timm/efficientvit_m0": 23}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_known_networks_whose_way_depends_on_sizes(name):
     torch.manual_seed(0)

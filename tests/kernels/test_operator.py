@@ -147,6 +147,7 @@ def test_exported_program_calls_the_operator_for_any_batch_size():
     torch.testing.assert_close(program.module()(x), model(x))
 
 
+@pytest.mark.slow
 def test_an_exported_program_loads_after_importing_functional(tmp_path):
     model, x = network(), torch.randn(4, 3, 9, 9)
     program = torch.export.export(copy.deepcopy(model), (x,))

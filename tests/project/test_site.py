@@ -22,6 +22,7 @@ def site(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_pages_fit_a_phone_and_ask_for_nothing_outside(site, browser):
     tab = browser.new_page(offline=True, viewport={"width": 400, "height": 800})
     requests = []
