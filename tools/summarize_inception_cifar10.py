@@ -57,10 +57,14 @@ def variants(steps: int) -> list[list[str]]:
 
 
 def evaluated(steps: int) -> list[list[str]]:
-    """Return the accuracy of the networks at the end of their runs, by one crop and folded, for each variant."""
+    """Return the accuracy of the networks at the end of their runs, by one crop and folded, for each variant.
+
+    The newest evaluation of a run counts.
+    """
     table = [["", "seeds", "images", "top-1", "top-5"]]
     for name, members in by_variant(seeds_of(steps)).items():
-        rows = [row for record in members for row in record.evaluations if row["crops"] == 1 and row["folded"]]
+        found = [[row for row in r.evaluations if row["crops"] == 1 and row["folded"]] for r in members]
+        rows = [of_one_run[-1] for of_one_run in found if of_one_run]
         if rows:
             cells = [spread([100 * row[key] for row in rows], "%") for key in ("top1", "top5")]
             table.append([name, str(len(rows)), f"{min(row['images'] for row in rows):,}", *cells])
