@@ -72,9 +72,8 @@ def test_a_step_agrees_with_torch_in_float64(activation: Any, dtype, channels_la
         )
 
 
-@pytest.mark.filterwarnings(
-    "ignore:Synchronization debug mode is a prototype:UserWarning"
-)  # it reports what this test forbids
+# The prototype reports what this test forbids.
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype:UserWarning")
 def test_the_triton_kernel_leaves_a_bad_batch_out_and_the_host_does_not_wait():
     layer = bn.BatchNorm2d(SHAPE[1], device="cuda")
     x = tensors(torch.float32, False)[0]
